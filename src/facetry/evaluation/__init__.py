@@ -1,0 +1,1 @@
+"""How good a model is, how sure a value is, and a page that shows both."""

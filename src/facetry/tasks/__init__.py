@@ -1,0 +1,1 @@
+"""Tasks: a model, crystals in, an answer in physical units out."""
