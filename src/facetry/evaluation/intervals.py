@@ -16,7 +16,9 @@ DOMAIN_LEVEL = 0.99
 _CHUNK = 4096
 
 
-def conformal_quantile(abs_errors: Float[np.ndarray, "errors"] | Sequence[float], level: float = LEVEL) -> float:
+def conformal_quantile(
+    abs_errors: Float[np.ndarray, "errors"] | Sequence[float], level: float = LEVEL
+) -> float:
     """Half width q such that value ± q covers an exchangeable new crystal with probability >= level.
 
     The ceil((n + 1) level)-th smallest of n absolute errors on crystals that the model was not fitted to
@@ -40,10 +42,13 @@ def nearest_distance(
 ) -> Float[Tensor, "crystals"]:
     """Euclidean distance of each embedding to the nearest reference embedding."""
     reference = reference.to(embeddings)
-    return torch.cat([
+    if not len(embeddings):
+        return embeddings.new_zeros(0)
+    nearest = [
         torch.cdist(chunk, reference, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1)
         for chunk in embeddings.split(_CHUNK)
-    ]) if len(embeddings) else embeddings.new_zeros(0)
+    ]
+    return torch.cat(nearest)
 
 
 def domain_statistics(
