@@ -1,0 +1,324 @@
+"""Run a model over a stream of crystals: bounded memory, one outcome for each input, in order.
+
+    inputs -> chunks -> graphs (a thread, one chunk ahead) -> parts of bounded size -> model -> outcomes
+
+A chunk that fails is halved until the crystal that causes it stands alone; that one gets a message, the rest
+get their values. Memory is bounded by the number of atoms and edges that are worked on at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from facetry.crystal import Crystal
+from facetry.graph.batch import Batch
+
+Status = Literal["ok", "skipped", "failed"]
+T = TypeVar("T")
+
+PER_ATOM = frozenset({"atom_embeddings"})
+TOO_CLOSE = 0.1  # Å; no two atoms of a real crystal are nearer, the shortest bond (H2) is 0.74
+_CPU_LIMITS = (64, 2_000, 100_000)
+_GPU_LIMITS = (512, 20_000, 1_000_000)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input: a crystal, or the reason why there is none."""
+
+    source: str
+    crystal: Crystal | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one input. `values` holds what was computed for it, in float64; empty unless ok."""
+
+    item: Item
+    status: Status
+    message: str = ""
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is worked on at once; a single crystal may exceed them, two together do not."""
+
+    crystals: int
+    atoms: int
+    edges: int
+
+    @staticmethod
+    def for_device(device: torch.device, batch_size: int | None = None) -> Limits:
+        """Defaults that keep a 256-channel network below about 2 GB (CPU) or 16 GB."""
+        crystals, atoms, edges = _CPU_LIMITS if device.type == "cpu" else _GPU_LIMITS
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        return Limits(batch_size or crystals, atoms, edges)
+
+
+@contextmanager
+def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
+    """The model in evaluation mode on a device; mode of every module and device are restored afterwards."""
+    before = {module: module.training for module in model.modules()}
+    home = device_of(model)
+    try:
+        model.eval()
+        if device is not None:
+            model.to(device)
+        yield device_of(model)
+    finally:
+        if device is not None:
+            model.to(home)
+        for module, training in before.items():
+            module.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def run(
+    model: nn.Module,
+    items: Iterable[Item],
+    compute: Callable[[Batch], dict[str, Tensor]],
+    limits: Limits,
+    device: torch.device,
+) -> Iterator[Outcome]:
+    """One outcome for each item, in order. `compute` maps a batch to named tensors with a row per crystal;
+    those named in `PER_ATOM` have a row per atom of the batch and come out with a row per site of the input.
+
+    The model must be in evaluation mode (`evaluating`); gradients are off inside.
+    """
+    runner = _Runner(model, compute, limits, device)
+    for graphs in _ahead(runner.prepare, _chunks(items, limits)):
+        yield from runner.finish(graphs)
+
+
+def _chunks(items: Iterable[Item], limits: Limits) -> Iterator[list[Item]]:
+    """Consecutive items, closed before they exceed the limits."""
+    chunk: list[Item] = []
+    atoms = 0
+    for item in items:
+        size = 0 if item.crystal is None else len(item.crystal)
+        if chunk and (len(chunk) >= limits.crystals or atoms + size > limits.atoms):
+            yield chunk
+            chunk, atoms = [], 0
+        chunk.append(item)
+        atoms += size
+    if chunk:
+        yield chunk
+
+
+def _ahead(function: Callable[[Any], T], arguments: Iterable[Any]) -> Iterator[T]:
+    """map(function, arguments) with the next result computed in a thread while this one is used."""
+    pending: deque = deque()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            for argument in arguments:
+                pending.append(pool.submit(function, argument))
+                if len(pending) > 1:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+@dataclass
+class _Prepared:
+    """Outcomes that are known already, and graphs of the crystals that still need the model."""
+
+    outcomes: list[Outcome | None]
+    items: list[Item]
+    graphs: list[tuple[list[int], Batch]]
+
+
+class _Runner:
+    def __init__(
+        self,
+        model: nn.Module,
+        compute: Callable[[Batch], dict[str, Tensor]],
+        limits: Limits,
+        device: torch.device,
+    ) -> None:
+        self.model, self.compute, self.limits, self.device = model, compute, limits, device
+
+    # --- graphs, in the thread ------------------------------------------------------------------
+
+    def prepare(self, items: list[Item]) -> _Prepared:
+        prepared = _Prepared([None] * len(items), items, [])
+        usable = []
+        for position, item in enumerate(items):
+            if item.crystal is None:
+                prepared.outcomes[position] = Outcome(item, "failed", item.error)
+            elif not item.crystal.is_ordered:
+                prepared.outcomes[position] = Outcome(item, "skipped", _disorder(item.crystal))
+            else:
+                usable.append(position)
+        with torch.no_grad():
+            self._build(prepared, usable)
+        return prepared
+
+    def _build(self, prepared: _Prepared, positions: list[int]) -> None:
+        if not positions:
+            return
+        try:
+            crystals = [prepared.items[p].crystal for p in positions]
+            batch = self.model.graph(crystals)
+            close = _closest(batch)
+        except Exception as error:
+            if len(positions) == 1:
+                item = prepared.items[positions[0]]
+                prepared.outcomes[positions[0]] = Outcome(item, "failed", _why(error, item, None))
+                return
+            for half in _halves(positions):
+                self._build(prepared, half)
+            return
+        good = []
+        for index, position in enumerate(positions):
+            if close[index] < TOO_CLOSE:
+                item = prepared.items[position]
+                prepared.outcomes[position] = Outcome(item, "failed", _too_close(item.crystal))
+            else:
+                good.append(index)
+        if len(good) < len(positions):
+            batch = batch.select(good) if good else None
+        if batch is not None:
+            prepared.graphs.append(([positions[i] for i in good], batch))
+
+    # --- the model ------------------------------------------------------------------------------
+
+    def finish(self, prepared: _Prepared) -> list[Outcome]:
+        for positions, batch in prepared.graphs:
+            for part in self._parts(batch):
+                chosen = batch if len(part) == len(batch) else batch.select(part)
+                self._evaluate(prepared, [positions[i] for i in part], chosen)
+        missing = [i for i, outcome in enumerate(prepared.outcomes) if outcome is None]
+        assert not missing, f"inputs without an outcome: {missing}"
+        return prepared.outcomes  # type: ignore[return-value]
+
+    def _parts(self, batch: Batch) -> list[list[int]]:
+        """Consecutive crystals whose edges stay below the limit together."""
+        if batch.graph is None or len(batch.graph) <= self.limits.edges:
+            return [list(range(len(batch)))]
+        parts: list[list[int]] = [[]]
+        edges = 0
+        for index, count in enumerate(batch.graph.num_edges.tolist()):
+            if parts[-1] and edges + count > self.limits.edges:
+                parts.append([])
+                edges = 0
+            parts[-1].append(index)
+            edges += count
+        return parts
+
+    def _evaluate(self, prepared: _Prepared, positions: list[int], batch: Batch) -> None:
+        try:
+            with torch.no_grad():
+                tensors = {
+                    name: tensor.double().cpu() if tensor.device.type != "mps" else tensor.cpu().double()
+                    for name, tensor in self.compute(batch.to(self.device)).items()
+                }
+        except Exception as error:
+            if _out_of_memory(error):
+                self.limits = replace(self.limits, edges=max(1, self.limits.edges // 2))
+            if len(positions) == 1:
+                item = prepared.items[positions[0]]
+                prepared.outcomes[positions[0]] = Outcome(item, "failed", _why(error, item, batch))
+                return
+            for half in _halves(list(range(len(positions)))):
+                self._evaluate(prepared, [positions[i] for i in half], batch.select(half))
+            return
+        rows = {
+            name: _split_atoms(tensor, batch) if name in PER_ATOM else list(tensor.numpy())
+            for name, tensor in tensors.items()
+        }
+        for index, position in enumerate(positions):
+            item = prepared.items[position]
+            values = {name: row[index] for name, row in rows.items()}
+            if all(np.isfinite(value).all() for value in values.values()):
+                outcome = Outcome(item, "ok", "; ".join(item.crystal.notes), values)
+            else:
+                outcome = Outcome(item, "failed", "the model gave a value that is not finite")
+            prepared.outcomes[position] = outcome
+
+
+def _split_atoms(rows: Float[Tensor, "atoms channels"], batch: Batch) -> list[np.ndarray]:
+    """Rows per atom of the batch as one array per crystal, in the order of the input's sites."""
+    if batch.atom_map is not None and batch.num_input_atoms is not None:
+        rows, counts = rows[batch.atom_map.long()], batch.num_input_atoms
+    else:
+        counts = batch.num_atoms
+    return [part.numpy() for part in rows.split(counts.tolist())]
+
+
+def _halves(values: list[int]) -> Sequence[list[int]]:
+    middle = len(values) // 2
+    return values[:middle], values[middle:]
+
+
+def _closest(batch: Batch) -> Float[np.ndarray, "crystals"]:
+    """Shortest edge between two different atoms of each crystal, in Å; infinite where there is none."""
+    closest = torch.full((len(batch),), torch.inf, dtype=batch.lattice.dtype)
+    if batch.graph is not None and len(batch.graph):
+        distance = batch.edge_vectors().norm(dim=1)
+        distance = distance.masked_fill(batch.graph.center == batch.graph.neighbor, torch.inf)
+        closest = closest.scatter_reduce(0, batch.edge_crystal, distance, "amin")
+    return closest.numpy()
+
+
+def _too_close(crystal: Crystal) -> str:
+    """Names the closest pair, counted from 0 in the order of the file."""
+    lattice = crystal.lattice
+    best = (np.inf, 0, 0)
+    for first in range(len(crystal) - 1):
+        shift = crystal.frac_coords[first + 1 :] - crystal.frac_coords[first]
+        distance = np.linalg.norm((shift - np.round(shift)) @ lattice, axis=1)
+        second = int(distance.argmin())
+        best = min(best, (float(distance[second]), first, first + 1 + second))
+    return f"sites {best[1]} and {best[2]} are {best[0]:.2f} Å apart; remove one of them or merge them"
+
+
+def _disorder(crystal: Crystal) -> str:
+    shares = [sum(site.values()) for site in crystal.occupancies or ()]
+    mixed = sum(len(site) > 1 for site in crystal.occupancies or ())
+    partial = sum(share < 1 - 1e-6 for share in shares)
+    parts = [f"{partial} of {len(crystal)} sites partly occupied"] if partial else []
+    parts += [f"{mixed} sites shared by several elements"] if mixed else []
+    return (
+        f"disordered ({', '.join(parts)}), and this model needs an ordered crystal; pick one ordering first"
+    )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
+
+
+def _why(error: Exception, item: Item, batch: Batch | None) -> str:
+    """One line on what went wrong with one crystal."""
+    if _out_of_memory(error):
+        edges = "" if batch is None or batch.graph is None else f", {len(batch.graph)} edges"
+        return (
+            f"not enough memory for {len(item.crystal or ())} atoms{edges}; free memory or use a smaller cell"
+        )
+    first = next(iter(str(error).splitlines()), "")
+    name = item.crystal.name if item.crystal is not None else ""
+    first = first.removeprefix(f"{name}: ") if name else first
+    return first if isinstance(error, ValueError) and first else f"{type(error).__name__}: {first}"

@@ -1,0 +1,77 @@
+"""What people hand to `predict`, `embed` and `evaluate`, as one stream of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from typing import Any
+
+from facetry.crystal import Crystal, as_crystal
+from facetry.tasks.inference import Item
+
+
+def items_of(crystals: Any) -> Iterator[Item]:
+    """Inputs in order, whatever they came as.
+
+    Accepts a Crystal, a pymatgen Structure, ASE Atoms, a path (file, folder, glob, archive, table), a set of
+    crystals with labels (`facetry.dataset(...).test`), and any iterable of these. What cannot be turned into
+    a crystal becomes an input with the reason; the others are not touched by it. Files are read in order, by
+    worker processes ahead of whoever consumes the stream.
+    """
+    if isinstance(crystals, str | PathLike):
+        yield from items_of_paths([crystals])
+    elif isinstance(crystals, Crystal):
+        yield Item(crystals.name, crystals)
+    elif _is_structure(crystals):
+        yield _converted(crystals, 0)
+    elif hasattr(crystals, "crystals") and hasattr(crystals, "targets"):
+        yield from items_of(crystals.crystals)
+    elif isinstance(crystals, Iterable):
+        yield from _items_of_many(crystals)
+    else:
+        raise TypeError(
+            "expected a Crystal, pymatgen Structure, ASE Atoms, path, or an iterable of these, "
+            f"got {type(crystals).__name__}"
+        )
+
+
+def _items_of_many(entries: Iterable[Any]) -> Iterator[Item]:
+    paths: list[str | PathLike[str]] = []
+    for index, entry in enumerate(entries):
+        if isinstance(entry, str | PathLike):
+            paths.append(entry)
+            continue
+        yield from items_of_paths(paths)
+        paths = []
+        yield Item(entry.name, entry) if isinstance(entry, Crystal) else _converted(entry, index)
+    yield from items_of_paths(paths)
+
+
+def items_of_paths(paths: Sequence[str | PathLike[str]], workers: int | None = None) -> Iterator[Item]:
+    """Inputs read from files, folders, globs, archives and tables, in order."""
+    if not paths:
+        return
+    from facetry.io import ReadError, read_many
+
+    for source, result in read_many(list(paths), workers=workers):
+        if isinstance(result, ReadError):
+            yield Item(str(source), None, _one_line(result.reason))
+        else:
+            yield Item(str(source), result)
+
+
+def _is_structure(obj: Any) -> bool:
+    return hasattr(obj, "frac_coords") or (hasattr(obj, "cell") and hasattr(obj, "numbers"))
+
+
+def _converted(obj: Any, index: int) -> Item:
+    source = f"input {index}"
+    try:
+        crystal = as_crystal(obj)
+    except (TypeError, ValueError) as error:
+        return Item(source, None, _one_line(str(error)))
+    return Item(crystal.name or source, crystal)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
