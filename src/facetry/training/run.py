@@ -1,0 +1,452 @@
+"""One training from model and data to a run folder.
+
+    runs/a/model.safetensors   weights chosen on the validation split    recipe.toml    all settings
+           model.json          what they predict                         metrics.csv    a row an epoch
+           receipt.json        how they came about                       resume/        to go on after a kill
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from facetry import __version__
+from facetry.evaluation.intervals import REFERENCE_SIZE, conformal_quantile, domain_statistics
+from facetry.evaluation.metrics import TargetScores
+from facetry.graph.batch import Batch
+from facetry.models import MODELS
+from facetry.models.base import PropertyModel
+from facetry.models.card import ModelCard, Target
+from facetry.training import receipt
+from facetry.training.checkpoint import ModelError, fill_weights, save_model
+from facetry.training.console import epoch_line, is_main_process, say, summary, wants_lines
+from facetry.training.files import remove_leftovers, write_file
+from facetry.training.losses import fit_scaling, output_columns
+from facetry.training.recipe import (
+    DataOptions,
+    Recipe,
+    RecipeError,
+    TrainingOptions,
+    load_recipe,
+    make_options,
+    nearest,
+)
+from facetry.training.scores import (
+    absolute_errors,
+    flat_metrics,
+    network_embeddings,
+    network_outputs,
+    score_targets,
+)
+from facetry.training.source import Source, stream
+from facetry.training.state import Keeper, Progress, ResumePoint, section
+
+if TYPE_CHECKING:
+    from facetry.data.dataset import Dataset, Splits
+    from facetry.training.loop import Fitting
+
+_DOMAIN = 3  # stream of random numbers that draws the reference crystals
+CHANGEABLE = ("accelerator", "devices", "nodes", "threads", "checkpoint_seconds", "compile", "store_graphs")
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot start or go on; one line with what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    `metrics` maps "val" and "test" to metric -> value (MAE and RMSE in the target's unit; `mae[name]` with
+    several targets), "epoch" to the epoch the weights come from. `history` has one row an epoch.
+    """
+
+    model: PropertyModel
+    folder: Path | None
+    metrics: dict[str, Any]
+    history: list[dict]
+
+
+def train(
+    model: PropertyModel,
+    data: Splits,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    resume: str | Path | None = None,
+    recipe: Recipe | None = None,
+    verbose: bool | None = None,
+    **options: Any,
+) -> Run:
+    """Fit a model to `data.train`, choose by `data.val`, measure on `data.test`.
+
+    `out` is the run folder (none is written without it). `resume` is the folder of a run that was killed: it
+    goes on with the settings stored there. `options` are those of `TrainingOptions` (epochs, batch_size,
+    learning_rate, loss, ...). The model is trained in place and returned in `Run.model`, with its card.
+    `verbose` prints a line an epoch on stderr (None: where that is a terminal).
+
+    Raises RecipeError for wrong options, TrainingError for data or a model that do not fit, WriteError for a
+    full disk; what was written before stays.
+    """
+    folder = Path(resume if resume is not None else out) if (resume or out) is not None else None
+    if resume is not None:
+        if out is not None and Path(out) != folder:
+            raise TrainingError(f"resume={resume} goes on in that folder; leave out={out} away")
+        recipe = _stored_recipe(folder, {"seed": seed, **options} if seed else options)
+        _check_same_model(model, recipe, folder)
+    elif recipe is None:
+        recipe = Recipe(
+            model=_model_table(model),
+            data=_describe(data),
+            training=make_options({"seed": seed, **options}),
+        )
+    else:
+        recipe = recipe.model_copy(update={"model": _model_table(model)})
+    parts = _parts(data, recipe)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"hash": data.hash})})
+    targets = fit_scaling(parts["train"].target_info, parts["train"].targets)
+    _check_outputs(model, targets)
+    if folder is not None and resume is None:
+        _prepare(folder, recipe)
+    with _torch_settings(recipe.training):
+        return _Training(model, data, parts, targets, recipe, folder, verbose).run()
+
+
+def train_recipe(
+    source: str | Path | Recipe,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    verbose: bool | None = None,
+) -> Run:
+    """Train what a recipe describes: a file, the name of one that ships, or a `Recipe`."""
+    recipe = source if isinstance(source, Recipe) else load_recipe(source, overrides)
+    data = load_data(recipe)
+    model = build_model(recipe, data.target_info)
+    return train(model, data, out=out, recipe=recipe, verbose=verbose)
+
+
+def resume(folder: str | Path, verbose: bool | None = None, **changes: Any) -> Run:
+    """Go on with a killed run from its folder alone. Only how it is run may change (threads, devices, ...)."""
+    folder = Path(folder)
+    recipe = _stored_recipe(folder, changes)
+    data = load_data(recipe)
+    model = build_model(recipe, data.target_info)
+    return train(model, data, resume=folder, verbose=verbose, **changes)
+
+
+def load_data(recipe: Recipe) -> Splits:
+    """The data of a recipe."""
+    from facetry.data import dataset
+
+    data = recipe.data
+    return dataset(data.name, target=data.target, limit=data.limit, seed=data.seed, fold=data.fold)
+
+
+def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel:
+    """An untrained model of a recipe for these targets; its weights follow training.seed."""
+    options = {key: value for key, value in recipe.model.items() if key != "name"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed)
+        try:
+            return MODELS[recipe.model["name"]](outputs=sum(t.columns for t in targets), **options)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"model: {error}") from None
+
+
+class _Training:
+    """The steps of one run, in order."""
+
+    def __init__(
+        self, model: PropertyModel, data: Splits, parts: dict[str, Dataset], targets: list[Target],
+        recipe: Recipe, folder: Path | None, verbose: bool | None,
+    ):
+        self.model, self.data, self.parts, self.targets = model, data, parts, targets
+        self.recipe, self.folder, self.verbose = recipe, folder, verbose
+        self.options = recipe.training
+
+    def run(self) -> Run:
+        from facetry.training.loop import Fitting, run_fitting
+
+        self.writes = self.folder is not None and is_main_process()
+        keeper = Keeper(self.folder) if self.folder is not None else None
+        point = keeper.load() if keeper else None
+        self.model.to(torch.float64 if self.options.precision == "fp64" else torch.float32)
+        if point is not None:
+            path = keeper.points()[-1] / "state.safetensors"
+            fill_weights(self.model, section(point.tensors, "model"), path)
+        self.sources = {
+            name: Source(self.model, part.crystals, part.targets, self.options.store_graphs)
+            for name, part in self.parts.items()
+        }
+        self.model.train()
+        fitting = Fitting(
+            self.model, self.targets, self.options, self.sources["train"], self.sources.get("val"),
+            keeper, point, self._epoch_ended,
+        )
+        device = run_fitting(fitting)
+        if fitting.best is not None:
+            fill_weights(self.model, fitting.best, Path("best weights"))
+        self.model.to(device)
+        for source in self.sources.values():
+            source.to(device)
+        self.model.eval()
+        self._calibrate(device)
+        metrics, scores = self._measure(fitting.progress, device)
+        self.model.to("cpu")
+        self.model.card = self._card(metrics)
+        if self.writes:
+            save_model(self.model, self.folder)
+            self._write_receipt(fitting.progress, scores, device)
+            if wants_lines(self.verbose):
+                say(f"{self.folder}: {summary(self.targets, metrics)}")
+        return Run(self.model, self.folder, metrics, fitting.progress.history)
+
+    def _epoch_ended(self, fitting: Fitting, chosen: bool) -> None:
+        """Table and, where they are the best so far, weights on the disk; one line for the reader."""
+        if self.writes:
+            write_file(self.folder / "metrics.csv", table_text(fitting.progress.history))
+            if chosen:
+                card = self._card({"epoch": fitting.progress.epoch, "val": _val_row(fitting.progress)})
+                self.model.card, before = card, self.model.card
+                save_model(self.model, self.folder)
+                self.model.card = before
+        if wants_lines(self.verbose):
+            say(epoch_line(fitting))
+
+    def _calibrate(self, device: torch.device) -> None:
+        """Interval widths from the validation errors; which crystals count as familiar."""
+        self.model.domain_reference = None
+        self.threshold = None
+        val = self.sources.get("val")
+        if val is None:
+            return
+        size = self.options.batch_size
+        outputs, labels = network_outputs(self.model, val, size, device), val.labels.cpu().numpy()
+        for index, (target, columns) in enumerate(zip(self.targets, output_columns(self.targets), strict=True)):
+            if target.task == "regression":
+                width = conformal_quantile(absolute_errors(target, outputs[:, columns], labels[:, index]))
+                target.quantile = width if math.isfinite(width) else None
+        train = self.sources["train"]
+        drawn = np.sort(stream(self.options.seed, _DOMAIN).permutation(len(train))[:REFERENCE_SIZE])
+        reference, self.threshold = domain_statistics(
+            network_embeddings(self.model, train, drawn, size, device),
+            network_embeddings(self.model, val, np.arange(len(val)), size, device),
+            self.options.seed,
+        )
+        self.model.domain_reference = reference.contiguous()
+
+    def _measure(self, progress: Progress, device: torch.device) -> tuple[dict, dict[str, list[TargetScores]]]:
+        scores = {}
+        for name in ("val", "test"):
+            source = self.sources.get(name)
+            if source is not None:
+                outputs = network_outputs(self.model, source, self.options.batch_size, device)
+                resamples = 1000 if name == "test" else 1
+                scores[name] = score_targets(
+                    self.targets, outputs, source.labels.cpu().numpy(), resamples, intervals=name == "test"
+                )
+        epoch = progress.best_epoch if self.options.keep == "best" and progress.best_epoch else progress.epoch
+        metrics = {"epoch": epoch} | {name: _finite(flat_metrics(part)) for name, part in scores.items()}
+        return metrics, scores
+
+    def _card(self, metrics: dict) -> ModelCard:
+        numbers = Batch.from_crystals(self.parts["train"].crystals).atomic_numbers
+        graph = self.model.graph
+        return ModelCard(
+            model=self.recipe.model["name"],
+            options=self.model.options,
+            graph=graph.describe() if hasattr(graph, "describe") else {},
+            targets=self.targets,
+            elements=sorted(set(numbers.tolist())),
+            domain_threshold=getattr(self, "threshold", None),
+            data={"name": self.data.name, "hash": self.data.hash}
+            | {name: len(part) for name, part in self.parts.items()},
+            metrics=metrics,
+            version=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _write_receipt(
+        self, progress: Progress, scores: Mapping[str, list[TargetScores]], device: torch.device
+    ) -> None:
+        short = receipt.shortened(self.recipe, bool(getattr(self.data, "complete", True)), progress.epoch)
+        content = {
+            "command": receipt.command_line(),
+            "data": self.model.card.data | {"notes": list(getattr(self.data, "notes", ()))},
+            "seed": self.options.seed,
+            "epochs": progress.epoch,
+            "steps": progress.step,
+            "chosen_epoch": self.model.card.metrics["epoch"],
+            "shortened": short,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "seconds": round(progress.seconds, 1),
+            "starts": progress.starts,
+            "hardware": receipt.hardware(device, self.options.devices, self.options.nodes),
+            "software": receipt.software(),
+            "source": receipt.commit(),
+            "created": self.model.card.created,
+            "metrics": {
+                name: [
+                    {"target": s.target, "unit": s.unit, "count": s.count}
+                    | {
+                        metric: e.value if name == "val" else [e.value, e.lower, e.upper]
+                        for metric, e in s.metrics.items()
+                    }
+                    for s in part
+                ]
+                for name, part in scores.items()
+            },
+        }
+        write_file(self.folder / "receipt.json", json.dumps(_finite(content), indent=2) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Checks before anything is written
+
+
+def _model_name(model: PropertyModel) -> str:
+    for name, known in MODELS.items():
+        if type(model) is known:
+            return name
+    raise TrainingError(f"{type(model).__name__} is not listed in facetry.models.MODELS; add it there under a name")
+
+
+def _model_table(model: PropertyModel) -> dict[str, Any]:
+    """The `model` table of a recipe; `outputs` follows from the targets and is left out."""
+    return {"name": _model_name(model)} | {k: v for k, v in model.options.items() if k != "outputs"}
+
+
+def _describe(data: Splits) -> DataOptions:
+    names = [t.name for t in data.target_info]
+    return DataOptions(name=str(data.name), target=names[0] if len(names) == 1 else names)
+
+
+def _parts(data: Splits, recipe: Recipe) -> dict[str, Dataset]:
+    """Train (crystals with a label), val and test where they have any."""
+    if recipe.data.hash is not None and recipe.data.hash != data.hash:
+        raise TrainingError(
+            f"{data.name}: expected the data with hash {recipe.data.hash[:12]}, got {data.hash[:12]}; use the data "
+            "of the first start, or begin a new run"
+        )
+    parts = {"train": data.train}
+    parts |= {name: part for name, part in data.parts.items() if name in ("val", "test")}
+    parts = {name: part.select(part.labelled) for name, part in parts.items()}
+    train = parts["train"]
+    if not len(train):
+        raise TrainingError(f"{data.name}: no crystal of the training split has a label; choose another data.target")
+    for index, target in enumerate(train.target_info):
+        values = train.targets[:, index]
+        there = values[~np.isnan(values)]
+        if not len(there):
+            raise TrainingError(f"{data.name}: target {target.name} has no label in the training split; leave it out")
+        if not np.isfinite(there).all():
+            raise TrainingError(f"{data.name}: target {target.name} has infinite values; correct or remove them")
+        highest = {"binary": 2, "multiclass": target.columns}.get(target.task)
+        if highest is not None and not np.isin(there, np.arange(highest)).all():
+            bad = there[~np.isin(there, np.arange(highest))][0]
+            raise TrainingError(f"{data.name}: {target.name}: expected classes 0 to {highest - 1}, got {bad:g}")
+    return {name: part for name, part in parts.items() if len(part)}
+
+
+def _check_outputs(model: PropertyModel, targets: Sequence[Target]) -> None:
+    needed = sum(t.columns for t in targets)
+    outputs = model.options.get("outputs", 1)
+    if outputs != needed:
+        names = ", ".join(t.name for t in targets)
+        raise TrainingError(f"the model has {outputs} outputs, the targets ({names}) need {needed}; build it with "
+                            f"outputs={needed}")
+
+
+def _prepare(folder: Path, recipe: Recipe) -> None:
+    if not is_main_process():
+        return
+    if (folder / "recipe.toml").exists() or (folder / "model.json").exists():
+        raise TrainingError(f"{folder} already holds a run; go on with resume, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    write_file(folder / "recipe.toml", recipe.to_toml())
+
+
+def _stored_recipe(folder: Path, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run folder; only how the run is carried out may differ."""
+    path = folder / "recipe.toml"
+    if not path.is_file():
+        raise TrainingError(f"{folder}: expected a run folder with recipe.toml, found none; start the run again")
+    recipe = load_recipe(path)
+    known = TrainingOptions.model_fields
+    for key, value in changes.items():
+        if key not in known:
+            raise RecipeError(f"unknown key 'training.{key}'; {nearest(key, known)}")
+        if key not in CHANGEABLE and value != getattr(recipe.training, key):
+            raise TrainingError(
+                f"{folder}: {key} is {getattr(recipe.training, key)!r} in this run and cannot become {value!r} on "
+                f"resume; begin a new run ({', '.join(CHANGEABLE)} may change)"
+            )
+    stored = recipe.training.model_dump()
+    return recipe.model_copy(update={"training": make_options(stored | dict(changes))})
+
+
+def _check_same_model(model: PropertyModel, recipe: Recipe, folder: Path) -> None:
+    stored = json.loads(json.dumps(recipe.model))
+    given = json.loads(json.dumps({k: v for k, v in _model_table(model).items() if v is not None}))
+    for key in [*stored, *given]:
+        if stored.get(key) != given.get(key):
+            raise TrainingError(
+                f"{folder}: model.{key} is {stored.get(key)!r} in this run, the model given has {given.get(key)!r}; "
+                "build it with the options of recipe.toml"
+            )
+
+
+@contextmanager
+def _torch_settings(options: TrainingOptions) -> Iterator[None]:
+    """Threads and random streams as the recipe wants them; the caller's come back afterwards."""
+    threads = torch.get_num_threads()
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Texts
+
+
+def table_text(history: Sequence[Mapping[str, float | int]]) -> str:
+    """The history as CSV."""
+    buffer = io.StringIO()
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return buffer.getvalue()
+
+
+def _val_row(progress: Progress) -> dict[str, float]:
+    row = progress.history[-1]
+    return _finite({key.removeprefix("val_"): value for key, value in row.items() if key.startswith("val_")})
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,121 @@
+"""Batches of a split: which crystals come when, and their graphs.
+
+Every order and every draw follows from (seed, epoch, step), so that a run can start again anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from facetry.graph.batch import Batch
+
+if TYPE_CHECKING:
+    from facetry.models.base import PropertyModel
+
+_CHUNK = 512
+_ORDER, _DRAWS = 1, 2  # separate streams of random numbers
+
+
+def stream(seed: int, *keys: int) -> np.random.Generator:
+    """A generator of its own for every combination of keys."""
+    return np.random.default_rng(np.random.SeedSequence([seed, *keys]))
+
+
+def draw_seed(seed: int, step: int, part: int, rank: int) -> int:
+    """What torch is seeded with before one part of one step (dropout, drawn frames)."""
+    return int(stream(seed, _DRAWS, step, part, rank).integers(2**62))
+
+
+class Order:
+    """The batches of every epoch: a permutation cut into pieces of `batch_size`.
+
+    A last piece that is incomplete is left out or kept; one of a single crystal joins its predecessor,
+    because batch normalisation needs two rows.
+    """
+
+    def __init__(self, count: int, batch_size: int, drop_last: bool, seed: int):
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        whole, rest = divmod(count, batch_size)
+        self.ends = [batch_size * (i + 1) for i in range(whole)]
+        if rest and not (drop_last and whole):
+            if rest == 1 and whole:
+                self.ends[-1] = count
+            else:
+                self.ends.append(count)
+        self._epoch, self._order = -1, np.arange(count)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.ends)
+
+    def batch(self, epoch: int, step: int) -> Int[np.ndarray, " batch"]:
+        """The crystals of one step of an epoch."""
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, stream(self.seed, _ORDER, epoch).permutation(self.count)
+        start = self.ends[step - 1] if step else 0
+        return self._order[start : self.ends[step]]
+
+
+class Source:
+    """Crystals with labels; hands out batches with their graphs.
+
+    Stored: every graph is built once and a batch is cut out of one flat table on the model's device.
+    Rebuilt: graphs are made per batch, so that memory grows with the batch and not with the set.
+    """
+
+    def __init__(
+        self,
+        model: PropertyModel,
+        crystals: Sequence,
+        labels: Float[np.ndarray, "crystals targets"],
+        stored: bool = True,
+    ):
+        self.build, self.crystals = model.graph, crystals
+        self.labels = torch.from_numpy(np.ascontiguousarray(labels))
+        self.packed = self._pack() if stored and len(crystals) else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _take(self, indices: Int[np.ndarray, " chosen"]) -> Sequence:
+        select = getattr(self.crystals, "select", None)
+        return select(indices) if select is not None else [self.crystals[int(i)] for i in indices]
+
+    def _pack(self) -> Batch:
+        chunks = np.array_split(np.arange(len(self)), max(1, -(-len(self) // _CHUNK)))
+        return Batch.collate([self.build(self._take(chunk)).compact() for chunk in chunks])
+
+    def to(self, device: torch.device) -> Source:
+        """Keep graphs and labels on a device from now on, where they fit in half of its free memory."""
+        if self.packed is not None and device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if _bytes(self.packed) > free / 2:
+                return self
+        if self.packed is not None:
+            self.packed = self.packed.to(device)
+        return self
+
+    def batch(self, indices: Int[np.ndarray, " chosen"], device: torch.device) -> Batch:
+        """The chosen crystals with their graphs, on a device."""
+        if self.packed is None:
+            return self.build(self._take(indices)).to(device)
+        return self.packed.select(torch.from_numpy(np.asarray(indices))).to(device)
+
+    def pieces(self, batch_size: int) -> Iterator[Int[np.ndarray, " chosen"]]:
+        """All crystals in order, piece by piece."""
+        for start in range(0, len(self), batch_size):
+            yield np.arange(start, min(start + batch_size, len(self)))
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if hasattr(value, "__dataclass_fields__"):
+        return sum(_bytes(getattr(value, name)) for name in value.__dataclass_fields__)
+    return 0
