@@ -1,0 +1,39 @@
+"""Who neighbours whom: periodic graphs of whole batches, in integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from facetry.crystal import Crystal
+from facetry.graph.batch import Batch, PeriodicGraph
+from facetry.graph.builders import Builder, KNearest, LatticeKNearest, Radius
+from facetry.graph.neighbors import SHELL_GAP, GraphError
+
+
+def radius(crystals: Sequence[Crystal], cutoff: float) -> PeriodicGraph:
+    """Every pair closer than `cutoff` (Å, exclusive, as ASE counts), as edges in the given cells."""
+    if not cutoff > 0:
+        raise GraphError(f"radius graph: expected a cutoff above 0 Å, came {cutoff}")
+    return Radius(float(cutoff))(crystals).require_graph()
+
+
+def k_nearest(crystals: Sequence[Crystal], k: int, gap: float = SHELL_GAP) -> PeriodicGraph:
+    """Each atom's k nearest neighbours and the whole shell of the k-th, directed from the atom to them.
+
+    `gap` (Å) is the largest step between two distances of one shell, so that a rounding error never
+    decides which of several equally distant neighbours is kept.
+    """
+    return KNearest(k, gap)(crystals).require_graph()
+
+
+__all__ = [
+    "Batch",
+    "Builder",
+    "GraphError",
+    "KNearest",
+    "LatticeKNearest",
+    "PeriodicGraph",
+    "Radius",
+    "k_nearest",
+    "radius",
+]

@@ -1,0 +1,272 @@
+"""Many crystals side by side in flat tensors, with the graph that connects their atoms.
+
+    crystals   0 0 0 0 0 | 1 1 | 2 2 2          atoms of one crystal are consecutive
+    edges      sorted by crystal, then by centre
+    frames     sorted by crystal
+
+The geometry stays float64 whatever the precision of the network: edges shorter than 1e-3 Å of round-off
+would otherwise enter twice. A graph holds integers only; vectors are taken from the current lattice and
+coordinates, so that gradients reach both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from facetry.crystal import Crystal
+from facetry.geometry.frames import FrameSet
+
+
+def offsets(counts: Int[Tensor, " groups"]) -> Int[Tensor, " groups_plus_one"]:
+    """Where each group starts in a flat array, and the total at the end."""
+    return torch.nn.functional.pad(torch.cumsum(counts.long(), 0), (1, 0))
+
+
+def group_index(counts: Int[Tensor, " groups"]) -> Int[Tensor, " items"]:
+    """For every item of a flat array the group that it belongs to."""
+    return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts.long())
+
+
+def ranges(starts: Int[Tensor, " groups"], counts: Int[Tensor, " groups"]) -> Int[Tensor, " items"]:
+    """start, start + 1, ..., start + count - 1 of every group, one after the other."""
+    counts = counts.long()
+    first = torch.cumsum(counts, 0) - counts
+    shift = torch.repeat_interleave(starts.long() - first, counts)
+    return torch.arange(len(shift), device=shift.device) + shift
+
+
+@dataclass(frozen=True)
+class PeriodicGraph:
+    """Directed edges from a centre to an image of a neighbour; integers only.
+
+    `center` and `neighbor` number the atoms of the whole batch, `image` counts lattice vectors, so that
+    the edge vector is (frac_coords[neighbor] + image - frac_coords[center]) @ lattice (the convention of
+    ASE, matscipy and vesin). Edges are sorted by centre. `weight` scales messages (None: all one).
+    """
+
+    center: Int[Tensor, " edges"]
+    neighbor: Int[Tensor, " edges"]
+    image: Int[Tensor, "edges 3"]
+    num_edges: Int[Tensor, " crystals"]
+    weight: Float[Tensor, " edges"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.center)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Crystals, their graph and their lattice frames in flat tensors.
+
+    `atom_map` (input atoms -> rows of this batch) is there when a graph builder has merged
+    translationally equivalent atoms into a primitive cell; `num_input_atoms` counts them per crystal.
+    """
+
+    lattice: Float[Tensor, "crystals 3 3"]
+    frac_coords: Float[Tensor, "atoms 3"]
+    atomic_numbers: Int[Tensor, " atoms"]
+    num_atoms: Int[Tensor, " crystals"]
+    graph: PeriodicGraph | None = None
+    frames: FrameSet | None = None
+    atom_map: Int[Tensor, " input_atoms"] | None = None
+    num_input_atoms: Int[Tensor, " crystals"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.num_atoms)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lattice.device
+
+    @property
+    def crystal_index(self) -> Int[Tensor, " atoms"]:
+        """The crystal of every atom."""
+        return group_index(self.num_atoms)
+
+    @property
+    def edge_crystal(self) -> Int[Tensor, " edges"]:
+        """The crystal of every edge."""
+        return group_index(self.require_graph().num_edges)
+
+    def require_graph(self) -> PeriodicGraph:
+        """The graph, or an error that says how to get one."""
+        if self.graph is None:
+            raise ValueError("this batch has no graph; build it with model.graph(crystals)")
+        return self.graph
+
+    def edge_vectors(self) -> Float[Tensor, "edges 3"]:
+        """From each centre to its neighbour's image, in Å; differentiable in lattice and coordinates."""
+        graph = self.require_graph()
+        frac = self.frac_coords[graph.neighbor] - self.frac_coords[graph.center] + graph.image
+        return torch.einsum("ea,eab->eb", frac, self.lattice[self.edge_crystal])
+
+    def frame_vectors(self) -> Float[Tensor, "frames 3 3"]:
+        """Rows e1, e2, e3 of every lattice frame, in Å; differentiable in the lattice."""
+        if self.frames is None:
+            raise ValueError("this batch has no lattice frames; build it with model.graph(crystals)")
+        return self.frames.integer.to(self.lattice.dtype) @ self.lattice[self.frames.crystal]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device. Apple's MPS has no float64: there the geometry is float32."""
+        single = torch.device(device).type == "mps"
+
+        def move(value: object) -> object:
+            if isinstance(value, Tensor):
+                if single and value.dtype == torch.float64:
+                    value = value.float()
+                return value.to(device)
+            if isinstance(value, PeriodicGraph | FrameSet):
+                return replace(value, **{f.name: move(getattr(value, f.name)) for f in fields(value)})
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    @staticmethod
+    def from_crystals(crystals: Sequence[Crystal]) -> Batch:
+        """Crystals as they are, without a graph. Takes anything that offers flat arrays in one step."""
+        flat = getattr(crystals, "flat_arrays", None)
+        if flat is not None:
+            lattice, frac_coords, atomic_numbers, num_atoms = flat()
+        else:
+            lattice = np.array([c.lattice for c in crystals], dtype=float).reshape(-1, 3, 3)
+            empty = np.zeros((0, 3))
+            frac_coords = np.concatenate([empty, *(c.frac_coords for c in crystals)])
+            numbers = [c.atomic_numbers for c in crystals]
+            atomic_numbers = np.concatenate([np.zeros(0, dtype=np.int64), *numbers])
+            num_atoms = np.array([len(n) for n in numbers], dtype=np.int64)
+        return Batch(
+            torch.tensor(np.asarray(lattice), dtype=torch.float64),
+            torch.tensor(np.asarray(frac_coords), dtype=torch.float64),
+            torch.tensor(np.asarray(atomic_numbers), dtype=torch.int64),
+            torch.tensor(np.asarray(num_atoms), dtype=torch.int64),
+        )
+
+    @staticmethod
+    def collate(batches: Sequence[Batch]) -> Batch:
+        """Batches one after the other as one batch; all must carry the same kinds of data."""
+        if len(batches) == 1:
+            return batches[0]
+        atoms = [0, *np.cumsum([len(b.frac_coords) for b in batches]).tolist()]
+        crystals = [0, *np.cumsum([len(b) for b in batches]).tolist()]
+
+        def cat(name: str, parts: Sequence[object], shift: Sequence[int] | None = None) -> Tensor | None:
+            values = [getattr(p, name) for p in parts]
+            if values[0] is None:
+                return None
+            if shift is not None:
+                values = [v + s for v, s in zip(values, shift, strict=False)]
+            return torch.cat(values)
+
+        graph = frames = None
+        if batches[0].graph is not None:
+            graphs = [b.require_graph() for b in batches]
+            if any(g.weight is not None for g in graphs):
+                graphs = [
+                    g if g.weight is not None else replace(g, weight=torch.ones(len(g), dtype=torch.float64))
+                    for g in graphs
+                ]
+            graph = PeriodicGraph(
+                center=cat("center", graphs, atoms),
+                neighbor=cat("neighbor", graphs, atoms),
+                image=cat("image", graphs),
+                num_edges=cat("num_edges", graphs),
+                weight=cat("weight", graphs),
+            )
+        if batches[0].frames is not None:
+            sets = [b.frames for b in batches]
+            frames = FrameSet(
+                crystal=cat("crystal", sets, crystals),
+                integer=cat("integer", sets),
+                weight=cat("weight", sets),
+                num_frames=cat("num_frames", sets),
+            )
+        return Batch(
+            lattice=cat("lattice", batches),
+            frac_coords=cat("frac_coords", batches),
+            atomic_numbers=cat("atomic_numbers", batches),
+            num_atoms=cat("num_atoms", batches),
+            graph=graph,
+            frames=frames,
+            atom_map=cat("atom_map", batches, atoms),
+            num_input_atoms=cat("num_input_atoms", batches),
+        )
+
+    def select(self, indices: Int[Tensor, " chosen"] | Sequence[int]) -> Batch:
+        """The chosen crystals in the given order, as a batch of their own."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
+        atom_start, num_atoms = offsets(self.num_atoms)[:-1], self.num_atoms[chosen]
+        atoms = ranges(atom_start[chosen], num_atoms)
+        new_start = offsets(num_atoms)[:-1]
+        shift = new_start - atom_start[chosen]
+        graph = frames = atom_map = num_input_atoms = None
+        if self.graph is not None:
+            num_edges = self.graph.num_edges[chosen]
+            edges = ranges(offsets(self.graph.num_edges)[:-1][chosen], num_edges)
+            edge_shift = torch.repeat_interleave(shift, num_edges)
+            weight = self.graph.weight
+            graph = PeriodicGraph(
+                center=self.graph.center[edges].long() + edge_shift,
+                neighbor=self.graph.neighbor[edges].long() + edge_shift,
+                image=self.graph.image[edges].long(),
+                num_edges=num_edges,
+                weight=None if weight is None else weight[edges],
+            )
+        if self.frames is not None:
+            num_frames = self.frames.num_frames[chosen]
+            rows = ranges(offsets(self.frames.num_frames)[:-1][chosen], num_frames)
+            frames = FrameSet(
+                crystal=group_index(num_frames),
+                integer=self.frames.integer[rows].long(),
+                weight=self.frames.weight[rows],
+                num_frames=num_frames,
+            )
+        if self.atom_map is not None and self.num_input_atoms is not None:
+            num_input_atoms = self.num_input_atoms[chosen]
+            rows = ranges(offsets(self.num_input_atoms)[:-1][chosen], num_input_atoms)
+            atom_map = self.atom_map[rows].long() + torch.repeat_interleave(shift, num_input_atoms)
+        return Batch(
+            self.lattice[chosen],
+            self.frac_coords[atoms],
+            self.atomic_numbers[atoms].long(),
+            num_atoms,
+            graph,
+            frames,
+            atom_map,
+            num_input_atoms,
+        )
+
+    def compact(self) -> Batch:
+        """Integers in the narrowest type that holds them, for keeping a whole set in memory; `select`
+        widens them again."""
+
+        def narrow(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+            if value is None:
+                return None
+            limit = torch.iinfo(dtype)
+            if value.numel() and (value.min() < limit.min or value.max() > limit.max):
+                return value
+            return value.to(dtype)
+
+        graph, frames = self.graph, self.frames
+        if graph is not None:
+            graph = replace(
+                graph,
+                center=narrow(graph.center, torch.int32),
+                neighbor=narrow(graph.neighbor, torch.int32),
+                image=narrow(graph.image, torch.int16),
+            )
+        if frames is not None:
+            frames = replace(frames, integer=narrow(frames.integer, torch.int16))
+        return replace(
+            self,
+            atomic_numbers=narrow(self.atomic_numbers, torch.int16),
+            atom_map=narrow(self.atom_map, torch.int32),
+            graph=graph,
+            frames=frames,
+        )

@@ -1,0 +1,278 @@
+"""What a model reads: builders turn crystals into a batch with a graph.
+
+A model names its builder (`self.graph = LatticeKNearest(k=25)`); loaders and tasks call it, so no loader
+knows a model. Builders are frozen, and `describe()` says all that decides their result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from facetry.crystal import Crystal
+from facetry.geometry.frames import (
+    FrameSet,
+    canonical_frames,
+    continuous_frames,
+    frame_vector_weights,
+    published_frame,
+    tie_classes,
+    tied_frames,
+)
+from facetry.geometry.primitive import primitive_cell
+from facetry.graph import neighbors
+from facetry.graph.batch import Batch, PeriodicGraph, group_index, offsets, ranges
+from facetry.graph.neighbors import SHELL_GAP, GraphError, Pairs, nearest_pairs, reduced
+
+_CHUNK = 256  # crystals searched at once
+_LARGEST_K = 512
+
+
+class Builder:
+    """Turns crystals into a batch with a graph, a few hundred crystals at a time."""
+
+    def __call__(self, crystals: Sequence[Crystal]) -> Batch:
+        """Crystals with their graph; raises GraphError naming the crystal that has none."""
+        if not len(crystals):
+            raise GraphError("expected at least one crystal, came an empty list")
+        parts = []
+        for first in range(0, len(crystals), _CHUNK):
+            chosen = crystals[first : first + _CHUNK]
+            parts.append(self.build(Batch.from_crystals(chosen), [c.name for c in chosen]))
+        return Batch.collate(parts)
+
+    def build(self, batch: Batch, names: Sequence[str]) -> Batch:
+        """The graph of crystals that are in a batch already, on the batch's device."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Class and settings, for `model.json` and cache keys."""
+        return {"builder": type(self).__name__, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class LatticeKNearest(Builder):
+    """The geometrically complete graph of ComFormer: k nearest neighbours with whole shells, joined from
+    both ends, the lattice vectors e1, e2, e3 as self-edges, and the frames they form (Yan 2024, Sec. 3).
+
+    Crystals are brought to their primitive, reduced cell with wrapped atoms first, so that every
+    description of one crystal gives one graph. `frames` says what happens where several triples
+    e1, e2, e3 are equally short, as in most crystals of high symmetry:
+
+    - "average": one frame for each class of inequivalent graphs, weighted by its share (exactly invariant);
+    - "canonical": the class with the smallest signature (exactly invariant, one pass, not continuous);
+    - "continuous": triples up to 0.1 Å longer too, with weights that vanish continuously;
+    - "published": the first in the order of the search, ties decided by round-off, exact k-th distance,
+      the cell as given, self-image bonds twice: the published code's construction, for comparison.
+
+    A graph that is not connected does not determine its crystal; there k is raised until it is.
+    """
+
+    k: int = 25
+    frames: Literal["average", "canonical", "continuous", "published"] = "average"
+    reference_duplicates: bool = False
+    primitive: bool = True
+    gap: float = SHELL_GAP
+    angles: bool = True  # False: lattice vectors as self-edges only, no frames kept
+
+    def __post_init__(self) -> None:
+        if self.frames not in ("average", "canonical", "continuous", "published"):
+            raise ValueError(
+                f"frames: expected average, canonical, continuous or published, came {self.frames!r}"
+            )
+
+    def build(self, batch: Batch, names: Sequence[str]) -> Batch:
+        """Primitive cell, neighbours, frames, self-edges, tie classes."""
+        published = self.frames == "published"
+        num_input_atoms = batch.num_atoms
+        atom_map = torch.arange(len(batch.frac_coords), device=batch.device)
+        frames = published_frame(batch.lattice) if published else None
+        if self.primitive and not published:
+            cells = primitive_cell(batch.lattice, batch.frac_coords, batch.atomic_numbers, batch.num_atoms)
+            batch = Batch(cells.lattice, cells.frac_coords, cells.atomic_numbers, cells.num_atoms)
+            atom_map = cells.atom_map
+        batch, transform, _ = reduced(batch)
+        if frames is None:
+            choose = continuous_frames if self.frames == "continuous" else tied_frames
+            frames = choose(batch.lattice)
+        else:
+            frames = _in_reduced_cell(frames, transform)
+        graph = self._graph(batch, frames, names)
+        batch = replace(
+            batch,
+            graph=graph,
+            frames=frames if self.angles else None,
+            atom_map=atom_map,
+            num_input_atoms=num_input_atoms,
+        )
+        if self.angles and not published:
+            batch = replace(batch, frames=self._classes(batch))
+        return batch
+
+    def _graph(self, batch: Batch, frames: FrameSet, names: Sequence[str]) -> PeriodicGraph:
+        gap = 0.0 if self.frames == "published" else self.gap
+        pairs, radius = nearest_pairs(batch, self.k, names, gap)
+        keep = _either_end(pairs, radius, gap)
+        pairs, radius, keep = self._connect(batch, pairs, radius, keep, names, gap)
+        center, neighbor, image = pairs.center[keep], pairs.neighbor[keep], pairs.image[keep]
+        weight = torch.ones(len(center), dtype=batch.lattice.dtype, device=batch.device)
+        if self.reference_duplicates or self.frames == "published":
+            own = center == neighbor
+            center, neighbor, image, weight = (
+                torch.cat([t, t[own]]) for t in (center, neighbor, image, weight)
+            )
+        extra = _self_edges(batch, frames, radius + gap / 2)
+        center = torch.cat([center, extra[0]])
+        neighbor = torch.cat([neighbor, extra[0]])
+        image = torch.cat([image, extra[1]])
+        weight = torch.cat([weight, extra[2]])
+        order = torch.argsort(center, stable=True)
+        center = center[order]
+        return PeriodicGraph(
+            center,
+            neighbor[order],
+            image[order],
+            neighbors.edge_counts(batch, center),
+            weight[order] if bool((weight != 1).any()) else None,
+        )
+
+    def _connect(
+        self,
+        batch: Batch,
+        pairs: Pairs,
+        radius: Float[Tensor, " atoms"],
+        keep: Tensor,
+        names: Sequence[str],
+        gap: float,
+    ) -> tuple[Pairs, Float[Tensor, " atoms"], Tensor]:
+        """Raises k, crystal by crystal, until every graph is connected."""
+        split = disconnected(batch, pairs.center[keep], pairs.neighbor[keep])
+        if not len(split):
+            return pairs, radius, keep
+        k = self.k
+        wanted = torch.full((len(batch),), k, dtype=torch.int64, device=batch.device)
+        while len(split):
+            k = int(k * 1.5) + 1
+            if k > _LARGEST_K:
+                name = names[int(split[0])] or f"crystal {int(split[0])}"
+                raise GraphError(
+                    f"{name}: its graph falls into unconnected parts even with {_LARGEST_K} neighbours an atom;"
+                    " expected one crystal; split it into its layers or molecules, or reduce the vacuum"
+                )
+            wanted[split] = k
+            part = replace(batch, graph=None, frames=None, atom_map=None, num_input_atoms=None).select(split)
+            atoms = ranges(offsets(batch.num_atoms)[:-1][split], part.num_atoms)
+            more, more_radius = nearest_pairs(part, k, [names[i] for i in split.tolist()], gap)
+            stale = torch.zeros(len(batch.frac_coords), dtype=torch.bool, device=batch.device)
+            stale[atoms] = True
+            rest = ~stale[pairs.center]
+            pairs = Pairs(
+                torch.cat([pairs.center[rest], atoms[more.center]]),
+                torch.cat([pairs.neighbor[rest], atoms[more.neighbor]]),
+                torch.cat([pairs.image[rest], more.image]),
+                torch.cat([pairs.distance[rest], more.distance]),
+            )
+            radius = radius.clone()
+            radius[atoms] = more_radius
+            keep = _either_end(pairs, radius, gap)
+            split = disconnected(batch, pairs.center[keep], pairs.neighbor[keep])
+        return pairs, radius, keep
+
+    def _classes(self, batch: Batch) -> FrameSet:
+        graph, frames = batch.require_graph(), batch.frames
+        assert frames is not None
+        choose = canonical_frames if self.frames == "canonical" else tie_classes
+        return choose(
+            frames,
+            batch.edge_crystal,
+            batch.atomic_numbers[graph.center],
+            batch.atomic_numbers[graph.neighbor],
+            batch.edge_vectors(),
+            batch.lattice,
+        )
+
+
+def _either_end(pairs: Pairs, radius: Float[Tensor, " atoms"], gap: float) -> Tensor:
+    """Bonds inside the sphere of one of their ends; the list of pairs holds both directions."""
+    reach = torch.maximum(radius[pairs.center], radius[pairs.neighbor])
+    return pairs.distance <= reach + gap / 2
+
+
+def _in_reduced_cell(frames: FrameSet, transform: Int[Tensor, "crystals 3 3"]) -> FrameSet:
+    """Frame coefficients of the given cell in the reduced one (reduced lattice = transform @ lattice)."""
+    inverse = torch.linalg.inv(transform.double())[frames.crystal]
+    return replace(frames, integer=(frames.integer.double() @ inverse).round().long())
+
+
+def _self_edges(
+    batch: Batch, frames: FrameSet, reach: Float[Tensor, " atoms"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """+e and -e of every frame vector at every atom whose sphere does not hold them already.
+
+    Weighted by the share of frames that contain the vector (comformer specification §1.5).
+    """
+    crystal, integer, share = frame_vector_weights(frames)
+    length = torch.einsum("va,vab->vb", integer.to(batch.lattice.dtype), batch.lattice[crystal]).norm(dim=1)
+    count = batch.num_atoms[crystal]
+    vector = group_index(count)
+    atom = ranges(offsets(batch.num_atoms)[:-1][crystal], count)
+    outside = length[vector] > reach[atom]
+    atom, vector = atom[outside], vector[outside]
+    image, weight = integer[vector], share[vector].to(batch.lattice.dtype)
+    return torch.cat([atom, atom]), torch.cat([image, -image]), torch.cat([weight, weight])
+
+
+def disconnected(
+    batch: Batch, center: Int[Tensor, " edges"], neighbor: Int[Tensor, " edges"]
+) -> Int[Tensor, " crystals_apart"]:
+    """The crystals whose graph falls into several parts (lattice translations count as connections)."""
+    n = len(batch.frac_coords)
+    i, j = center.cpu().numpy(), neighbor.cpu().numpy()
+    links = coo_array((torch.ones(len(i), dtype=torch.int8).numpy(), (i, j)), shape=(n, n))
+    parts, label = connected_components(links, directed=False)
+    if parts == len(batch):
+        return torch.zeros(0, dtype=torch.int64, device=batch.device)
+    label = torch.from_numpy(label).long().to(batch.device)
+    lowest = torch.full((len(batch),), n, dtype=torch.int64, device=batch.device)
+    highest = torch.zeros_like(lowest)
+    lowest.scatter_reduce_(0, batch.crystal_index, label, "amin")
+    highest.scatter_reduce_(0, batch.crystal_index, label, "amax")
+    return torch.nonzero(lowest != highest)[:, 0]
+
+
+@dataclass(frozen=True)
+class KNearest(Builder):
+    """Each atom's k nearest neighbours with whole shells, directed, in the cell as given."""
+
+    k: int = 12
+    gap: float = SHELL_GAP
+
+    def build(self, batch: Batch, names: Sequence[str]) -> Batch:
+        """Neighbours searched in the reduced cell, images counted in the given one."""
+        small, transform, wrap = reduced(batch)
+        pairs, radius = nearest_pairs(small, self.k, names, self.gap)
+        keep = pairs.distance <= radius[pairs.center] + self.gap / 2
+        return replace(batch, graph=neighbors.in_given_cell(batch, pairs, keep, transform, wrap))
+
+
+@dataclass(frozen=True)
+class Radius(Builder):
+    """All neighbours closer than `cutoff` (Å), in the cell as given."""
+
+    cutoff: float = 5.0
+
+    def build(self, batch: Batch, names: Sequence[str]) -> Batch:
+        """Neighbours searched in the reduced cell, images counted in the given one."""
+        small, transform, wrap = reduced(batch)
+        reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
+        pairs = neighbors.pairs_within(small, reach)
+        neighbors.check_distinct(small, pairs, names)
+        keep = torch.ones(len(pairs.center), dtype=torch.bool, device=batch.device)
+        return replace(batch, graph=neighbors.in_given_cell(batch, pairs, keep, transform, wrap))

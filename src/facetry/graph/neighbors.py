@@ -1,0 +1,287 @@
+"""Which image of which atom lies near which atom.
+
+The cell that is searched is the reduced one with every atom wrapped into it, whatever cell was given:
+    x_given = (x + wrap) @ transform,      image_given = (image + wrap_center - wrap_neighbor) @ transform
+so skewed, flat, tiny or unwrapped cells cost no more than others and no image is missed.
+On the CPU vesin lists the pairs of one crystal after the other; elsewhere a batched search in plain torch
+does it for all crystals at once. All that follows (shells, unions, sorting) is batched.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import vesin
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from facetry.geometry.reduction import minkowski_reduce
+from facetry.graph.batch import Batch, PeriodicGraph, offsets, ranges
+
+SHELL_GAP = 1e-3  # Å; neighbours closer together than this belong to one coordination shell
+COINCIDE = 1e-3  # Å; two atoms nearer than this are one atom written twice
+_ENUMERATION_LIMIT = 4_000_000  # candidate pairs held at once by the plain torch search
+_VESIN_OPTIONS = {"n_threads": 1} if "n_threads" in inspect.signature(vesin.NeighborList).parameters else {}
+
+
+class GraphError(ValueError):
+    """A crystal whose graph cannot be built; the message names the crystal and what to do."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs within reach of a batch, sorted by centre, in the cell that was searched."""
+
+    center: Int[Tensor, " edges"]
+    neighbor: Int[Tensor, " edges"]
+    image: Int[Tensor, "edges 3"]
+    distance: Float[Tensor, " edges"]
+
+
+def reduced(batch: Batch) -> tuple[Batch, Int[Tensor, "crystals 3 3"], Int[Tensor, "atoms 3"]]:
+    """The same crystals in Minkowski-reduced cells with wrapped atoms; also what undoes it: the integer
+    transform (reduced lattice = transform @ lattice) and the wrapping of every atom (in reduced cells)."""
+    lattice, transform = minkowski_reduce(batch.lattice)
+    inverse = torch.linalg.inv(transform.to(lattice.dtype)).round()
+    frac = torch.einsum("na,nab->nb", batch.frac_coords, inverse[batch.crystal_index])
+    wrap = torch.floor(frac)
+    frac = frac - wrap
+    # a coordinate of -1e-17 wraps to exactly 1.0; it belongs to the next cell
+    over = frac >= 1.0
+    wrap, frac = wrap + over, torch.where(over, torch.zeros_like(frac), frac)
+    return replace(batch, lattice=lattice, frac_coords=frac), transform, wrap.long()
+
+
+def pairs_within(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
+    """Every ordered pair (atom, image of an atom) closer than the crystal's own cutoff, in Å.
+
+    Expects reduced cells with wrapped atoms (`reduced`). The atom itself (distance 0, image 0) is not
+    its own neighbour; its images are.
+    """
+    search = _pairs_vesin if batch.device.type == "cpu" else _pairs_torch
+    return search(batch, cutoff)
+
+
+def _pairs_vesin(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
+    lattice = batch.lattice.detach().numpy()
+    start = offsets(batch.num_atoms).numpy()
+    cart = torch.einsum("na,nab->nb", batch.frac_coords, batch.lattice[batch.crystal_index]).detach().numpy()
+    radii = cutoff.detach().numpy()
+    rows, shifts, lengths, counts = [], [], [], np.zeros(len(batch), dtype=np.int64)
+    lists: dict[float, vesin.NeighborList] = {}
+    for c in range(len(batch)):
+        radius = float(radii[c])
+        if radius not in lists:
+            lists[radius] = vesin.NeighborList(cutoff=radius, full_list=True, **_VESIN_OPTIONS)
+        found, shift, length = lists[radius].compute(
+            points=cart[start[c] : start[c + 1]], box=lattice[c], periodic=True, quantities="PSd"
+        )
+        counts[c] = len(length)
+        rows.append(found)
+        shifts.append(shift)
+        lengths.append(length)
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *rows], dtype=np.int64, casting="unsafe")
+    pairs += np.repeat(start[:-1], counts)[:, None]
+    image = np.concatenate([np.zeros((0, 3), np.int64), *shifts], dtype=np.int64, casting="unsafe")
+    distance = np.concatenate([np.zeros(0), *lengths])
+    order = np.argsort(pairs[:, 0], kind="stable")
+    return Pairs(
+        torch.from_numpy(pairs[order, 0]),
+        torch.from_numpy(pairs[order, 1]),
+        torch.from_numpy(image[order]),
+        torch.from_numpy(distance[order]),
+    )
+
+
+def _pairs_torch(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
+    """Plain enumeration of images for all crystals at once, on any device; the oracle of the tests too."""
+    device, dtype = batch.device, batch.lattice.dtype
+    heights = 1.0 / torch.linalg.inv(batch.lattice).norm(dim=1)
+    reach = torch.ceil(cutoff[:, None] / heights - 1e-9).long() + 1  # wrapped atoms differ by less than a cell
+    span = 2 * reach + 1
+    images_per_crystal = span.prod(1)
+    cost = (images_per_crystal * batch.num_atoms**2).cpu()
+    chunks: list[tuple[int, int]] = []
+    first = 0
+    while first < len(batch):
+        last = first + 1
+        total = int(cost[first])
+        while last < len(batch) and total + int(cost[last]) <= _ENUMERATION_LIMIT:
+            total += int(cost[last])
+            last += 1
+        chunks.append((first, last))
+        first = last
+    atom_start = offsets(batch.num_atoms)
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for first, last in chunks:
+        crystals = torch.arange(first, last, device=device)
+        per_crystal = images_per_crystal[crystals]
+        crystal = torch.repeat_interleave(crystals, per_crystal)
+        rank = ranges(torch.zeros_like(per_crystal), per_crystal)
+        width = span[crystal]
+        image = torch.stack(
+            [
+                torch.div(rank, width[:, 1] * width[:, 2], rounding_mode="floor"),
+                torch.div(rank, width[:, 2], rounding_mode="floor") % width[:, 1],
+                rank % width[:, 2],
+            ],
+            1,
+        )
+        image = image - reach[crystal]
+        # a crystal with very many images times pairs is walked in slices of its images
+        atoms_squared = batch.num_atoms[crystal] ** 2
+        slice_of = torch.div(torch.cumsum(atoms_squared, 0) - 1, _ENUMERATION_LIMIT, rounding_mode="floor")
+        for piece in range(int(slice_of[-1]) + 1 if len(slice_of) else 0):
+            rows = torch.nonzero(slice_of == piece)[:, 0]
+            n = batch.num_atoms[crystal[rows]]
+            row = torch.repeat_interleave(rows, n * n)
+            k = ranges(torch.zeros_like(n), n * n)
+            n = n.repeat_interleave(n * n)
+            base = atom_start[crystal[row]]
+            i, j = base + torch.div(k, n, rounding_mode="floor"), base + k % n
+            vector = torch.einsum(
+                "ea,eab->eb",
+                batch.frac_coords[j] - batch.frac_coords[i] + image[row].to(dtype),
+                batch.lattice[crystal[row]],
+            )
+            distance = vector.norm(dim=1)
+            keep = (distance < cutoff[crystal[row]]) & ((i != j) | (image[row] != 0).any(1))
+            found.append((i[keep], j[keep], image[row][keep], distance[keep]))
+    if not found:
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        return Pairs(empty, empty, empty.reshape(0, 3), torch.zeros(0, dtype=dtype, device=device))
+    i, j, image, distance = (torch.cat(parts) for parts in zip(*found, strict=True))
+    order = torch.argsort(i, stable=True)
+    return Pairs(i[order], j[order], image[order], distance[order])
+
+
+def check_distinct(batch: Batch, pairs: Pairs, names: Sequence[str]) -> None:
+    """Raises GraphError when two sites of a crystal coincide: no direction leads from one to the other."""
+    close = torch.nonzero(pairs.distance < COINCIDE)[:, 0]
+    if len(close):
+        e = int(close[0])
+        i, j = int(pairs.center[e]), int(pairs.neighbor[e])
+        c = int(batch.crystal_index[i])
+        first = int(offsets(batch.num_atoms)[c])
+        name = names[c] or f"crystal {c}"
+        raise GraphError(
+            f"{name}: sites {i - first + 1} and {j - first + 1} are {float(pairs.distance[e]):.4f} Å apart;"
+            " expected distinct atoms; remove one of them or join them when reading (merge_within=0.05)"
+        )
+
+
+def shell_radii(
+    pairs: Pairs, num_atoms: int, k: int, gap: float = SHELL_GAP
+) -> tuple[Float[Tensor, " atoms"], Int[Tensor, " atoms"]]:
+    """Radius of the sphere around each atom that holds its k nearest neighbours and, whole, the shell of
+    the k-th; also the number of neighbours inside. A radius of infinity says that the list is too short.
+
+    A shell goes on while the step to the next distance is at most `gap` (comformer specification §2.1).
+    """
+    center, distance = pairs.center, pairs.distance
+    counts = torch.bincount(center, minlength=num_atoms)
+    start = offsets(counts)[:-1]
+    order = torch.argsort(distance, stable=True)
+    order = order[torch.argsort(center[order], stable=True)]
+    d = distance[order]
+    step = torch.full_like(d, torch.inf)
+    step[:-1] = d[1:] - d[:-1]
+    last = start + counts - 1
+    step[last[counts > 0]] = torch.inf
+    ends = torch.nonzero(step > gap)[:, 0]  # rows where a shell is complete
+    kth = start + k - 1
+    radius = torch.full((num_atoms,), torch.inf, dtype=d.dtype, device=d.device)
+    inside = counts.clone()
+    enough = counts >= k
+    if bool(enough.any()):
+        end = ends[torch.searchsorted(ends, kth[enough])]
+        radius[enough] = d[end]
+        inside[enough] = end - start[enough] + 1
+    return radius, inside
+
+
+def nearest_pairs(
+    batch: Batch, k: int, names: Sequence[str], gap: float = SHELL_GAP
+) -> tuple[Pairs, Float[Tensor, " atoms"]]:
+    """All pairs of a reduced batch out to at least the k-th shell of every atom, and those shells' radii.
+
+    The search radius is guessed from the density and grown for the crystals where it was too small.
+    """
+    if k < 1:
+        raise GraphError(f"k nearest neighbours: expected k of at least 1, came {k}")
+    volume = torch.linalg.det(batch.lattice).abs()
+    # a sphere that holds 1.3 k + 8 atoms at the crystal's mean density
+    cutoff = ((1.3 * k + 8) * volume / (batch.num_atoms * (4 / 3 * torch.pi))) ** (1 / 3)
+    cutoff = (cutoff * 4).ceil() / 4  # quarters of an Å: few distinct cutoffs, few search objects
+    pairs = pairs_within(batch, cutoff)
+    radius, _ = shell_radii(pairs, len(batch.frac_coords), k, gap)
+    for _ in range(40):
+        short = (radius + 2 * gap >= cutoff[batch.crystal_index]).to(torch.int64)
+        redo = torch.zeros(len(batch), dtype=torch.int64, device=batch.device)
+        redo.index_add_(0, batch.crystal_index, short)
+        if not bool(redo.any()):
+            check_distinct(batch, pairs, names)
+            return pairs, radius
+        again = torch.nonzero(redo)[:, 0]
+        cutoff = cutoff.clone()
+        cutoff[again] = cutoff[again] * 1.3
+        pairs, radius = _search_again(batch, pairs, radius, again, cutoff, k, gap)
+    worst = int(torch.nonzero(redo)[0, 0])
+    raise GraphError(
+        f"{names[worst] or f'crystal {worst}'}: no {k} neighbours within {float(cutoff[worst]):.0f} Å;"
+        " expected a crystal that repeats in three dimensions; check its lattice"
+    )
+
+
+def _search_again(
+    batch: Batch,
+    pairs: Pairs,
+    radius: Float[Tensor, " atoms"],
+    again: Int[Tensor, " crystals_again"],
+    cutoff: Float[Tensor, " crystals"],
+    k: int,
+    gap: float,
+) -> tuple[Pairs, Float[Tensor, " atoms"]]:
+    """Replaces the pairs of some crystals by those of a wider search."""
+    bare = replace(batch, graph=None, frames=None, atom_map=None, num_input_atoms=None)
+    part = bare.select(again)
+    atoms = ranges(offsets(batch.num_atoms)[:-1][again], batch.num_atoms[again])
+    wider = pairs_within(part, cutoff[again])
+    new_radius, _ = shell_radii(wider, len(atoms), k, gap)
+    radius = radius.clone()
+    radius[atoms] = new_radius
+    stale = torch.zeros(len(batch.frac_coords), dtype=torch.bool, device=batch.device)
+    stale[atoms] = True
+    keep = ~stale[pairs.center]
+    merged = Pairs(
+        torch.cat([pairs.center[keep], atoms[wider.center]]),
+        torch.cat([pairs.neighbor[keep], atoms[wider.neighbor]]),
+        torch.cat([pairs.image[keep], wider.image]),
+        torch.cat([pairs.distance[keep], wider.distance]),
+    )
+    order = torch.argsort(merged.center, stable=True)
+    return Pairs(*(getattr(merged, n)[order] for n in ("center", "neighbor", "image", "distance"))), radius
+
+
+def edge_counts(batch: Batch, center: Int[Tensor, " edges"]) -> Int[Tensor, " crystals"]:
+    """How many edges each crystal has."""
+    return torch.bincount(batch.crystal_index[center], minlength=len(batch))
+
+
+def in_given_cell(
+    batch: Batch,
+    pairs: Pairs,
+    keep: Tensor,
+    transform: Int[Tensor, "crystals 3 3"],
+    wrap: Int[Tensor, "atoms 3"],
+) -> PeriodicGraph:
+    """Pairs that were found in the reduced cells (`reduced`) as a graph of the cells that were given."""
+    center, neighbor = pairs.center[keep], pairs.neighbor[keep]
+    image = pairs.image[keep] + wrap[center] - wrap[neighbor]
+    # integers below 2^53 are exact in float64, and batched integer products are slow
+    image = torch.einsum("ea,eab->eb", image.double(), transform.double()[batch.crystal_index[center]])
+    return PeriodicGraph(center, neighbor, image.round().long(), edge_counts(batch, center))

@@ -1,0 +1,14 @@
+"""One paper, one file; a new model is one file here and one line in MODELS."""
+
+from __future__ import annotations
+
+from facetry.models.base import PropertyModel, Symmetry
+from facetry.models.card import ModelCard, Target
+from facetry.models.comformer import EComFormer, IComFormer
+
+MODELS: dict[str, type[PropertyModel]] = {
+    "icomformer": IComFormer,
+    "ecomformer": EComFormer,
+}
+
+__all__ = ["MODELS", "EComFormer", "IComFormer", "ModelCard", "PropertyModel", "Symmetry", "Target"]

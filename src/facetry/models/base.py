@@ -1,0 +1,92 @@
+"""What every model of a job promises to loaders, tasks and files."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from facetry.graph.batch import Batch
+from facetry.graph.builders import Builder
+from facetry.models.card import ModelCard
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """What a model's output does not change under; tests and certificates measure each of them."""
+
+    rotation: bool = True
+    translation: bool = True
+    permutation: bool = True
+    lattice_basis: bool = True  # another basis of the same lattice, atoms moved by lattice vectors
+    supercell: bool = True
+    reflection: bool = True  # False: mirror images may be told apart
+
+
+class PropertyModel(nn.Module):
+    """A crystal to numbers. `model.graph(crystals)` makes the batch that `model(batch)` reads.
+
+    Outputs are standardised targets or logits; `card` says how they become physical values (None: untrained).
+    `options` are the constructor's arguments: they rebuild the model from its file.
+    """
+
+    name: ClassVar[str]
+    options: dict[str, Any]
+    graph: Builder
+    outputs: int
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" not in cls.__dict__:
+            return
+        original = cls.__init__
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def remember(self: PropertyModel, *args: Any, **keywords: Any) -> None:
+            bound = signature.bind(self, *args, **keywords)
+            bound.apply_defaults()
+            original(self, *args, **keywords)
+            self.options = {k: v for k, v in bound.arguments.items() if k != "self"}
+
+        cls.__init__ = remember  # type: ignore[method-assign]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.card: ModelCard | None = None
+        self.domain_reference: Tensor | None = None
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The declared symmetry of this model with its options."""
+        return Symmetry()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights; the geometry stays float64."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def embed_atoms(self, batch: Batch) -> Float[Tensor, "atoms channels"]:
+        """One vector an atom of the batch, averaged over lattice frames where there are several."""
+        raise NotImplementedError
+
+    def embed(self, batch: Batch) -> Float[Tensor, "crystals channels"]:
+        """One vector a crystal: what the head reads."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Float[Tensor, "crystals outputs"]:
+        """Standardised targets or logits."""
+        raise NotImplementedError
+
+    def training_batch(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """What one training step sees of a batch; models with random choices make them here."""
+        return batch

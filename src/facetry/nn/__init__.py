@@ -1,0 +1,1 @@
+"""Layers that can be used alone: bases, embeddings, attention, convolutions, readouts."""
