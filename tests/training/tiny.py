@@ -57,7 +57,9 @@ MODELS["tiny"] = Tiny
 
 
 def tiny_data(
-    count: int = 90, seed: int = 0, targets: Sequence[Target] = (Target(name="energy", unit="eV"),),
+    count: int = 90,
+    seed: int = 0,
+    targets: Sequence[Target] = (Target(name="energy", unit="eV"),),
     missing: float = 0.0,
 ) -> Splits:
     """Boxes of 1 to 4 atoms; every target is a function of volume and elements, NaN with a probability."""
@@ -81,7 +83,10 @@ def tiny_data(
     table = CrystalTable.from_crystals(crystals)
     whole = Dataset(table, np.array(values), list(targets))
     cuts = [0, int(count * 0.6), int(count * 0.8), count]
-    parts = {n: whole.select(slice(a, b)) for n, a, b in zip(("train", "val", "test"), cuts, cuts[1:], strict=False)}
+    parts = {
+        n: whole.select(slice(a, b))
+        for n, a, b in zip(("train", "val", "test"), cuts, cuts[1:], strict=False)
+    }
     return Splits("boxes", parts)
 
 

@@ -7,7 +7,7 @@ _WHERE = {
     "train_recipe": "run",
     "resume": "run",
     "Run": "run",
-    "TrainingError": "run",
+    "TrainingError": "recipe",
     "load": "checkpoint",
     "load_model": "checkpoint",
     "save_model": "checkpoint",

@@ -64,7 +64,9 @@ def find_model(name_or_folder: str | Path) -> Path:
     if str(name_or_folder) in shipped:
         return Path(str(resources.files("facetry") / "pretrained" / str(name_or_folder)))
     names = nearest(str(name_or_folder), shipped) if shipped else "none ship with this version"
-    raise ModelError(f"{name_or_folder}: no such folder, nor runs/{name_or_folder}, nor a model that ships; {names}")
+    raise ModelError(
+        f"{name_or_folder}: no such folder, nor runs/{name_or_folder}, nor a model that ships; {names}"
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -84,10 +86,14 @@ def read_card(folder: Path) -> ModelCard:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         unfinished = (folder / "resume").is_dir()
-        advice = "the run has not finished an epoch yet" if unfinished else "pass the folder of a trained model"
+        advice = (
+            "the run has not finished an epoch yet" if unfinished else "pass the folder of a trained model"
+        )
         raise ModelError(f"{folder}: expected {CARD} and {WEIGHTS}, found no {CARD}; {advice}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: expected JSON, found none that can be read ({error}); copy the file again") from None
+        raise ModelError(
+            f"{path}: expected JSON, found none that can be read ({error}); copy the file again"
+        ) from None
     version = str(content.get("version", "")) if isinstance(content, dict) else ""
     try:
         card = ModelCard.model_validate(content)
@@ -110,13 +116,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ModelError(f"{path}: expected the weights here, found no such file; copy it beside {CARD}") from None
+        raise ModelError(
+            f"{path}: expected the weights here, found no such file; copy it beside {CARD}"
+        ) from None
     try:
         return load(content)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{path}: expected a whole safetensors file, found {len(content)} bytes that are not one ({error}); "
-            "it is truncated or damaged: copy it again"
+            f"{path}: expected a whole safetensors file, found {len(content)} bytes that are not one "
+            f"({error}); it is truncated or damaged: copy it again"
         ) from None
 
 

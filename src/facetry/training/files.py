@@ -45,9 +45,11 @@ def sync_folder(folder: Path) -> None:
 def explain(error: OSError, path: Path, kept: str) -> WriteError:
     """The same fault in words: which file, why, what is kept."""
     why = error.strerror or str(error)
-    advice = "free some space and go on with --resume" if error.errno in (
-        errno.ENOSPC, errno.EDQUOT, errno.EFBIG
-    ) else "make the folder writable and go on with --resume"
+    advice = (
+        "free some space and go on with --resume"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        else "make the folder writable and go on with --resume"
+    )
     return WriteError(error.errno or 0, f"{path}: could not be written ({why}); {kept}; {advice}")
 
 

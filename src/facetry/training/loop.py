@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from facetry.models.base import PropertyModel
 from facetry.models.card import Target
 from facetry.training.losses import loss_sum, standardise
-from facetry.training.recipe import TrainingOptions
+from facetry.training.recipe import TrainingError, TrainingOptions
 from facetry.training.schedule import learning_rate
 from facetry.training.scores import flat_metrics, network_outputs, score_targets, selection_score
 from facetry.training.source import Order, Source, draw_seed
@@ -35,10 +35,6 @@ from facetry.training.state import Keeper, Progress, ResumePoint, pack_state, re
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _SHORT_EPOCH = 2.0  # seconds; resume points are not written more often than this
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot go on."""
 
 
 class Part(NamedTuple):
@@ -51,7 +47,9 @@ class Part(NamedTuple):
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: weight decay, and none for biases and normalisation layers (by type or by name)."""
-    in_norms = {id(p) for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+    in_norms = {
+        id(p) for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)
+    }
     decayed, free = [], []
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
@@ -118,7 +116,9 @@ class Fitting(pl.LightningModule):
         self._averaged = {name: t.to(self.device) for name, t in self._averaged.items()}
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         restored = [self.progress.loss_sum, self.progress.label_count]
-        self._loss = torch.tensor(restored if self.global_rank == 0 else [0.0, 0.0], dtype=dtype, device=self.device)
+        self._loss = torch.tensor(
+            restored if self.global_rank == 0 else [0.0, 0.0], dtype=dtype, device=self.device
+        )
         self._point = None
         self.progress.starts += 1
         self._clock = self._last_save = time.monotonic()
@@ -166,7 +166,9 @@ class Fitting(pl.LightningModule):
         if ended:
             self._end_epoch()
         waited = time.monotonic() - self._last_save
-        limit = min(self.options.checkpoint_seconds, _SHORT_EPOCH) if ended else self.options.checkpoint_seconds
+        limit = (
+            min(self.options.checkpoint_seconds, _SHORT_EPOCH) if ended else self.options.checkpoint_seconds
+        )
         if self._keeper is not None and (waited >= limit or self.progress.finished):
             self._save()
         if self.progress.finished:
@@ -189,7 +191,12 @@ class Fitting(pl.LightningModule):
         with self._weights_to_keep():
             if val is not None:
                 outputs = network_outputs(
-                    self.network, val, self.options.batch_size, self.device, self.global_rank, self.trainer.world_size
+                    self.network,
+                    val,
+                    self.options.batch_size,
+                    self.device,
+                    self.global_rank,
+                    self.trainer.world_size,
                 )
                 labels = val.labels.numpy()
                 scores = score_targets(self.targets, outputs, labels)
@@ -224,7 +231,8 @@ class Fitting(pl.LightningModule):
         if not math.isfinite(total):
             raise TrainingError(
                 f"the loss became {total} in epoch {self.progress.epoch + 1} (step {self.progress.step}); "
-                "lower training.learning_rate or set training.gradient_clip; the last good resume point is kept"
+                "lower training.learning_rate or set training.gradient_clip; "
+                "the last good resume point is kept"
             )
         return mean
 
@@ -239,7 +247,11 @@ class Fitting(pl.LightningModule):
             return
         count = self.progress.averaged
         self.progress.averaged += 1
-        keep = min(self.options.averaging_decay, (1 + count) / (10 + count)) if kind == "ema" else count / (count + 1)
+        keep = (
+            min(self.options.averaging_decay, (1 + count) / (10 + count))
+            if kind == "ema"
+            else count / (count + 1)
+        )
         for name, tensor in self.network.state_dict().items():
             if name not in self._averaged or not tensor.is_floating_point():
                 self._averaged[name] = tensor.clone()

@@ -41,8 +41,12 @@ def cores() -> int:
 def hardware(device: torch.device | None = None, devices: int = 1, nodes: int = 1) -> dict[str, Any]:
     """The machine, and the accelerator in use."""
     found: dict[str, Any] = {
-        "cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(),
-        "device": "cpu" if device is None else device.type, "devices": devices, "nodes": nodes,
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "device": "cpu" if device is None else device.type,
+        "devices": devices,
+        "nodes": nodes,
     }
     if device is not None and device.type == "cuda":
         found["accelerator"] = torch.cuda.get_device_name(device)
@@ -55,8 +59,12 @@ def software() -> dict[str, str]:
     import lightning
 
     return {
-        "facetry": __version__, "python": platform.python_version(), "torch": torch.__version__,
-        "lightning": lightning.__version__, "numpy": np.__version__, "system": platform.platform(),
+        "facetry": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "numpy": np.__version__,
+        "system": platform.platform(),
     }
 
 
@@ -67,7 +75,11 @@ def commit() -> dict[str, Any] | None:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+                ["git", "-C", str(folder), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=False,
             )
         except (OSError, subprocess.SubprocessError):
             return None

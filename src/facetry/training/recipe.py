@@ -26,13 +26,19 @@ class RecipeError(ValueError):
     """A recipe that cannot be used; one line that names the key."""
 
 
+class TrainingError(RuntimeError):
+    """A training that cannot start or go on; one line with what to do."""
+
+
 class DataOptions(BaseModel):
     """Which crystals and which of their numbers."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(description="a named set, or the path of a folder, table or archive")
-    target: str | list[str] | None = Field(default=None, description="target column(s); None: the set's first")
+    target: str | list[str] | None = Field(
+        default=None, description="target column(s); None: the set's first"
+    )
     limit: int | dict[str, int] | None = Field(
         default=None, description="crystals of train and val, or one number for each of train, val, test"
     )
@@ -179,7 +185,9 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict
         if not (sign and dot and key):
             raise RecipeError(f"--set {override!r}: expected TABLE.KEY=VALUE, such as training.epochs=3")
         if table not in Recipe.model_fields:
-            raise RecipeError(f"--set {override!r}: unknown table {table!r}; {nearest(table, Recipe.model_fields)}")
+            raise RecipeError(
+                f"--set {override!r}: unknown table {table!r}; {nearest(table, Recipe.model_fields)}"
+            )
         result.setdefault(table, {})
         if text.strip() == "none":
             result[table].pop(key, None)

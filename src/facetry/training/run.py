@@ -1,8 +1,8 @@
 """One training from model and data to a run folder.
 
-    runs/a/model.safetensors   weights chosen on the validation split    recipe.toml    all settings
-           model.json          what they predict                         metrics.csv    a row an epoch
-           receipt.json        how they came about                       resume/        to go on after a kill
+runs/a/model.safetensors   weights chosen on the validation split    recipe.toml    all settings
+       model.json          what they predict                         metrics.csv    a row an epoch
+       receipt.json        how they came about                       resume/        to go on after a kill
 """
 
 from __future__ import annotations
@@ -29,18 +29,26 @@ from facetry.models import MODELS
 from facetry.models.base import PropertyModel
 from facetry.models.card import ModelCard, Target
 from facetry.training import receipt
-from facetry.training.checkpoint import ModelError, fill_weights, save_model
+from facetry.training.checkpoint import fill_weights, save_model
+from facetry.training.checks import (
+    check_outputs,
+    check_same_model,
+    describe_data,
+    labelled_parts,
+    model_table,
+    open_folder,
+    stored_recipe,
+)
 from facetry.training.console import epoch_line, is_main_process, say, summary, wants_lines
-from facetry.training.files import remove_leftovers, write_file
+from facetry.training.files import write_file
 from facetry.training.losses import fit_scaling, output_columns
 from facetry.training.recipe import (
-    DataOptions,
     Recipe,
     RecipeError,
+    TrainingError,
     TrainingOptions,
     load_recipe,
     make_options,
-    nearest,
 )
 from facetry.training.scores import (
     absolute_errors,
@@ -50,18 +58,13 @@ from facetry.training.scores import (
     score_targets,
 )
 from facetry.training.source import Source, stream
-from facetry.training.state import Keeper, Progress, ResumePoint, section
+from facetry.training.state import Keeper, Progress, section
 
 if TYPE_CHECKING:
     from facetry.data.dataset import Dataset, Splits
     from facetry.training.loop import Fitting
 
 _DOMAIN = 3  # stream of random numbers that draws the reference crystals
-CHANGEABLE = ("accelerator", "devices", "nodes", "threads", "checkpoint_seconds", "compile", "store_graphs")
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot start or go on; one line with what to do."""
 
 
 @dataclass(frozen=True)
@@ -103,22 +106,22 @@ def train(
     if resume is not None:
         if out is not None and Path(out) != folder:
             raise TrainingError(f"resume={resume} goes on in that folder; leave out={out} away")
-        recipe = _stored_recipe(folder, {"seed": seed, **options} if seed else options)
-        _check_same_model(model, recipe, folder)
+        recipe = stored_recipe(folder, {"seed": seed, **options} if seed else options)
+        check_same_model(model, recipe, folder)
     elif recipe is None:
         recipe = Recipe(
-            model=_model_table(model),
-            data=_describe(data),
+            model=model_table(model),
+            data=describe_data(data),
             training=make_options({"seed": seed, **options}),
         )
     else:
-        recipe = recipe.model_copy(update={"model": _model_table(model)})
-    parts = _parts(data, recipe)
+        recipe = recipe.model_copy(update={"model": model_table(model)})
+    parts = labelled_parts(data, recipe)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"hash": data.hash})})
     targets = fit_scaling(parts["train"].target_info, parts["train"].targets)
-    _check_outputs(model, targets)
+    check_outputs(model, targets)
     if folder is not None and resume is None:
-        _prepare(folder, recipe)
+        open_folder(folder, recipe)
     with _torch_settings(recipe.training):
         return _Training(model, data, parts, targets, recipe, folder, verbose).run()
 
@@ -137,9 +140,9 @@ def train_recipe(
 
 
 def resume(folder: str | Path, verbose: bool | None = None, **changes: Any) -> Run:
-    """Go on with a killed run from its folder alone. Only how it is run may change (threads, devices, ...)."""
+    """Go on with a killed run from its folder alone. Only how it runs may change (threads, devices...)."""
     folder = Path(folder)
-    recipe = _stored_recipe(folder, changes)
+    recipe = stored_recipe(folder, changes)
     data = load_data(recipe)
     model = build_model(recipe, data.target_info)
     return train(model, data, resume=folder, verbose=verbose, **changes)
@@ -168,12 +171,19 @@ class _Training:
     """The steps of one run, in order."""
 
     def __init__(
-        self, model: PropertyModel, data: Splits, parts: dict[str, Dataset], targets: list[Target],
-        recipe: Recipe, folder: Path | None, verbose: bool | None,
+        self,
+        model: PropertyModel,
+        data: Splits,
+        parts: dict[str, Dataset],
+        targets: list[Target],
+        recipe: Recipe,
+        folder: Path | None,
+        verbose: bool | None,
     ):
         self.model, self.data, self.parts, self.targets = model, data, parts, targets
         self.recipe, self.folder, self.verbose = recipe, folder, verbose
         self.options = recipe.training
+        self.elements = sorted(set(Batch.from_crystals(parts["train"].crystals).atomic_numbers.tolist()))
 
     def run(self) -> Run:
         from facetry.training.loop import Fitting, run_fitting
@@ -191,8 +201,14 @@ class _Training:
         }
         self.model.train()
         fitting = Fitting(
-            self.model, self.targets, self.options, self.sources["train"], self.sources.get("val"),
-            keeper, point, self._epoch_ended,
+            self.model,
+            self.targets,
+            self.options,
+            self.sources["train"],
+            self.sources.get("val"),
+            keeper,
+            point,
+            self._epoch_ended,
         )
         device = run_fitting(fitting)
         if fitting.best is not None:
@@ -233,7 +249,9 @@ class _Training:
             return
         size = self.options.batch_size
         outputs, labels = network_outputs(self.model, val, size, device), val.labels.cpu().numpy()
-        for index, (target, columns) in enumerate(zip(self.targets, output_columns(self.targets), strict=True)):
+        for index, (target, columns) in enumerate(
+            zip(self.targets, output_columns(self.targets), strict=True)
+        ):
             if target.task == "regression":
                 width = conformal_quantile(absolute_errors(target, outputs[:, columns], labels[:, index]))
                 target.quantile = width if math.isfinite(width) else None
@@ -246,7 +264,9 @@ class _Training:
         )
         self.model.domain_reference = reference.contiguous()
 
-    def _measure(self, progress: Progress, device: torch.device) -> tuple[dict, dict[str, list[TargetScores]]]:
+    def _measure(
+        self, progress: Progress, device: torch.device
+    ) -> tuple[dict, dict[str, list[TargetScores]]]:
         scores = {}
         for name in ("val", "test"):
             source = self.sources.get(name)
@@ -261,14 +281,13 @@ class _Training:
         return metrics, scores
 
     def _card(self, metrics: dict) -> ModelCard:
-        numbers = Batch.from_crystals(self.parts["train"].crystals).atomic_numbers
         graph = self.model.graph
         return ModelCard(
             model=self.recipe.model["name"],
             options=self.model.options,
             graph=graph.describe() if hasattr(graph, "describe") else {},
             targets=self.targets,
-            elements=sorted(set(numbers.tolist())),
+            elements=self.elements,
             domain_threshold=getattr(self, "threshold", None),
             data={"name": self.data.name, "hash": self.data.hash}
             | {name: len(part) for name, part in self.parts.items()},
@@ -311,103 +330,6 @@ class _Training:
         write_file(self.folder / "receipt.json", json.dumps(_finite(content), indent=2) + "\n")
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Checks before anything is written
-
-
-def _model_name(model: PropertyModel) -> str:
-    for name, known in MODELS.items():
-        if type(model) is known:
-            return name
-    raise TrainingError(f"{type(model).__name__} is not listed in facetry.models.MODELS; add it there under a name")
-
-
-def _model_table(model: PropertyModel) -> dict[str, Any]:
-    """The `model` table of a recipe; `outputs` follows from the targets and is left out."""
-    return {"name": _model_name(model)} | {k: v for k, v in model.options.items() if k != "outputs"}
-
-
-def _describe(data: Splits) -> DataOptions:
-    names = [t.name for t in data.target_info]
-    return DataOptions(name=str(data.name), target=names[0] if len(names) == 1 else names)
-
-
-def _parts(data: Splits, recipe: Recipe) -> dict[str, Dataset]:
-    """Train (crystals with a label), val and test where they have any."""
-    if recipe.data.hash is not None and recipe.data.hash != data.hash:
-        raise TrainingError(
-            f"{data.name}: expected the data with hash {recipe.data.hash[:12]}, got {data.hash[:12]}; use the data "
-            "of the first start, or begin a new run"
-        )
-    parts = {"train": data.train}
-    parts |= {name: part for name, part in data.parts.items() if name in ("val", "test")}
-    parts = {name: part.select(part.labelled) for name, part in parts.items()}
-    train = parts["train"]
-    if not len(train):
-        raise TrainingError(f"{data.name}: no crystal of the training split has a label; choose another data.target")
-    for index, target in enumerate(train.target_info):
-        values = train.targets[:, index]
-        there = values[~np.isnan(values)]
-        if not len(there):
-            raise TrainingError(f"{data.name}: target {target.name} has no label in the training split; leave it out")
-        if not np.isfinite(there).all():
-            raise TrainingError(f"{data.name}: target {target.name} has infinite values; correct or remove them")
-        highest = {"binary": 2, "multiclass": target.columns}.get(target.task)
-        if highest is not None and not np.isin(there, np.arange(highest)).all():
-            bad = there[~np.isin(there, np.arange(highest))][0]
-            raise TrainingError(f"{data.name}: {target.name}: expected classes 0 to {highest - 1}, got {bad:g}")
-    return {name: part for name, part in parts.items() if len(part)}
-
-
-def _check_outputs(model: PropertyModel, targets: Sequence[Target]) -> None:
-    needed = sum(t.columns for t in targets)
-    outputs = model.options.get("outputs", 1)
-    if outputs != needed:
-        names = ", ".join(t.name for t in targets)
-        raise TrainingError(f"the model has {outputs} outputs, the targets ({names}) need {needed}; build it with "
-                            f"outputs={needed}")
-
-
-def _prepare(folder: Path, recipe: Recipe) -> None:
-    if not is_main_process():
-        return
-    if (folder / "recipe.toml").exists() or (folder / "model.json").exists():
-        raise TrainingError(f"{folder} already holds a run; go on with resume, or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    write_file(folder / "recipe.toml", recipe.to_toml())
-
-
-def _stored_recipe(folder: Path, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run folder; only how the run is carried out may differ."""
-    path = folder / "recipe.toml"
-    if not path.is_file():
-        raise TrainingError(f"{folder}: expected a run folder with recipe.toml, found none; start the run again")
-    recipe = load_recipe(path)
-    known = TrainingOptions.model_fields
-    for key, value in changes.items():
-        if key not in known:
-            raise RecipeError(f"unknown key 'training.{key}'; {nearest(key, known)}")
-        if key not in CHANGEABLE and value != getattr(recipe.training, key):
-            raise TrainingError(
-                f"{folder}: {key} is {getattr(recipe.training, key)!r} in this run and cannot become {value!r} on "
-                f"resume; begin a new run ({', '.join(CHANGEABLE)} may change)"
-            )
-    stored = recipe.training.model_dump()
-    return recipe.model_copy(update={"training": make_options(stored | dict(changes))})
-
-
-def _check_same_model(model: PropertyModel, recipe: Recipe, folder: Path) -> None:
-    stored = json.loads(json.dumps(recipe.model))
-    given = json.loads(json.dumps({k: v for k, v in _model_table(model).items() if v is not None}))
-    for key in [*stored, *given]:
-        if stored.get(key) != given.get(key):
-            raise TrainingError(
-                f"{folder}: model.{key} is {stored.get(key)!r} in this run, the model given has {given.get(key)!r}; "
-                "build it with the options of recipe.toml"
-            )
-
-
 @contextmanager
 def _torch_settings(options: TrainingOptions) -> Iterator[None]:
     """Threads and random streams as the recipe wants them; the caller's come back afterwards."""
@@ -420,10 +342,6 @@ def _torch_settings(options: TrainingOptions) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Texts
 
 
 def table_text(history: Sequence[Mapping[str, float | int]]) -> str:

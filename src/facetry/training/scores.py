@@ -74,9 +74,11 @@ def score_targets(
             value = output[:, 0] * target.std + target.mean
             half = target.quantile if intervals else None
             lower, upper = (None, None) if half is None else (value - half, value + half)
-            scores.append(regression_scores(
-                value, label, lower, upper, target=target.name, unit=target.unit, resamples=resamples
-            ))
+            scores.append(
+                regression_scores(
+                    value, label, lower, upper, target=target.name, unit=target.unit, resamples=resamples
+                )
+            )
             continue
         if target.task == "binary":
             positive = expit(output[:, 0])
@@ -84,9 +86,11 @@ def score_targets(
         else:
             probability = softmax(output, axis=1)
         true = np.where(np.isnan(label), -1, label).astype(np.int64)
-        scores.append(classification_scores(
-            probability, true, classes=target.classes, target=target.name, resamples=resamples
-        ))
+        scores.append(
+            classification_scores(
+                probability, true, classes=target.classes, target=target.name, resamples=resamples
+            )
+        )
     return scores
 
 
@@ -95,7 +99,8 @@ def flat_metrics(scores: Sequence[TargetScores]) -> dict[str, float]:
     several = len(scores) > 1
     return {
         f"{metric}[{s.target}]" if several else metric: estimate.value
-        for s in scores for metric, estimate in s.metrics.items()
+        for s in scores
+        for metric, estimate in s.metrics.items()
     }
 
 
@@ -111,7 +116,9 @@ def selection_score(
     do not count.
     """
     parts = []
-    for index, (target, score, columns) in enumerate(zip(targets, scores, output_columns(targets), strict=True)):
+    for index, (target, score, columns) in enumerate(
+        zip(targets, scores, output_columns(targets), strict=True)
+    ):
         if not score.count:
             continue
         if target.task == "regression":

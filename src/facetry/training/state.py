@@ -65,7 +65,11 @@ class Keeper:
         return sorted(p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
 
     def save(
-        self, progress: Progress, tensors: dict[str, Tensor], best: dict[str, Tensor] | None, best_changed: bool
+        self,
+        progress: Progress,
+        tensors: dict[str, Tensor],
+        best: dict[str, Tensor] | None,
+        best_changed: bool,
     ) -> None:
         """Write a point, then remove the ones before it."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +87,9 @@ class Keeper:
                     share_file(self._best_file, folder / "best.safetensors")
             fill_file(folder / "state.json", json.dumps(asdict(progress)))
 
-        kept = f"the resume point after step {int(older[-1].name)} is intact" if older else "no resume point yet"
+        kept = (
+            f"the resume point after step {int(older[-1].name)} is intact" if older else "no resume point yet"
+        )
         write_folder(path, fill, kept)
         self._best_file = path / "best.safetensors" if best is not None else None
         for old in older:

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import tiny  # noqa: F401  (registers the model "tiny")
+
+from facetry.training.recipe import (
+    Recipe,
+    RecipeError,
+    apply_overrides,
+    load_recipe,
+    make_options,
+    make_recipe,
+    recipe_names,
+)
+
+GOOD = '[model]\nname = "tiny"\nchannels = 4\n[data]\nname = "perov5"\n[training]\nepochs = 2\n'
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_read_and_write_again(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, GOOD), ["training.learning_rate=5e-4", "data.target=heat_all"])
+    assert recipe.training.epochs == 2
+    assert recipe.training.learning_rate == 5e-4
+    assert recipe.data.target == "heat_all"
+    text = recipe.to_toml()
+    assert make_recipe(tomllib.loads(text)) == recipe
+    for name in ("batch_size", "precision", "patience", "weight_decay"):  # complete: unset keys as comments
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("epochs", "epoch"), "unknown key 'training.epoch'; did you mean 'epochs'?"),
+        (("epochs = 2", "epochs = 0"), "training.epochs: input should be greater than or equal to 1, got 0"),
+        (("epochs = 2", "epochs = 'x'"), "training.epochs: input should be a valid integer"),
+        (("epochs = 2", "epochs = 2\nsteps = 3"), "training: give epochs or steps, not both"),
+        (("[training]", "[trainning]"), "unknown key 'trainning'; did you mean 'training'?"),
+        (("channels", "chanels"), "unknown key 'model.chanels'; did you mean 'channels'?"),
+        (('"tiny"', '"tyny"'), "model.name: unknown model 'tyny'; did you mean 'tiny'?"),
+        (("channels = 4", "outputs = 4"), "model.outputs follows from data.target; leave it out"),
+        (('name = "perov5"', 'nam = "perov5"'), "data.name is missing; add it"),
+        (
+            ('name = "perov5"', 'name = "perov5"\ntargets = "a"'),
+            "unknown key 'data.targets'; did you mean 'target'?",
+        ),
+        (("[data]", "[data"), "not valid TOML"),
+    ],
+)
+def test_mistakes_take_one_line_and_name_the_key(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    path = written(
+        tmp_path, GOOD.replace(*change, 1) if change[0] != 'name = "perov5"' else GOOD.replace(*change)
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe file"):
+        load_recipe(tmp_path / "none.toml")
+
+
+def test_overrides() -> None:
+    tables = {"training": {"epochs": 2}}
+    changed = apply_overrides(
+        tables,
+        ["training.steps=7", "data.name=mp20", "model.k=16", 'data.target=["a", "b"]', "data.limit=none"],
+    )
+    assert changed == {
+        "training": {"steps": 7},
+        "data": {"name": "mp20", "target": ["a", "b"]},
+        "model": {"k": 16},
+    }
+    assert tables == {"training": {"epochs": 2}}
+    for wrong in ("training.epochs", "epochs=3", "=3"):
+        with pytest.raises(RecipeError, match="expected TABLE\\.KEY=VALUE"):
+            apply_overrides({}, [wrong])
+    with pytest.raises(RecipeError, match="unknown table"):
+        apply_overrides({}, ["relaks.steps=3"])
+
+
+def test_options_from_keywords() -> None:
+    assert make_options({"epochs": 3}).epochs == 3
+    with pytest.raises(RecipeError, match=r"unknown key 'training.batchsize'; did you mean 'batch_size'\?"):
+        make_options({"batchsize": 3})
+
+
+def test_recipes_that_ship_are_valid() -> None:
+    assert "demo" in recipe_names()
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert isinstance(recipe, Recipe)
+        assert recipe.training.epochs is not None, f"{name}: says how long it trains"
+
+
+def test_recipes_need_neither_torch_nor_lightning() -> None:
+    code = (
+        "import sys, facetry.training.recipe, facetry.training as t; t.apply_overrides; "
+        "print([m for m in ('torch', 'lightning', 'ase', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
