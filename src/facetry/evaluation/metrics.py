@@ -90,6 +90,16 @@ class Scores:
         lines = [str(scores) for scores in self.targets]
         return "\n".join(lines + ([f"{self.failed} crystals gave no value"] if self.failed else []))
 
+    def true_value(self, number: int) -> float | str | None:
+        """The label behind `predictions[number]`, as the prediction states its value; None if missing."""
+        if self.truth is None:
+            return None
+        value = float(self.truth.reshape(-1)[number])
+        if np.isnan(value):
+            return None
+        classes = self.targets[number % len(self.targets)].classes
+        return classes[int(value)] if classes else value
+
     def to_dict(self) -> dict:
         """Plain numbers for JSON; undefined metrics are None."""
         targets = [asdict(scores) for scores in self.targets]

@@ -37,6 +37,7 @@ COLUMNS = (
     "in_domain",
     "message",
 )
+_TYPES = {"value": "float", "lower": "float", "upper": "float", "atoms": "int", "in_domain": "bool"}
 UNTRAINED_UNIT = "standardised"
 
 
@@ -108,7 +109,7 @@ def predict(
     An untrained model answers in standardised units. Neither the mode of the model nor the result of a
     crystal depends on its companions. Raises TypeError for what is no crystal at all.
     """
-    return list(predictions(_model(model), items_of(crystals), batch_size, device))
+    return list(predictions(as_model(model), items_of(crystals), batch_size, device))
 
 
 def predictions(
@@ -127,14 +128,18 @@ def predictions(
 
 
 def outputs_and_distance(model: PropertyModel) -> Callable[[Batch], dict[str, Tensor]]:
-    """What `run` computes for predictions: outputs, and the distance to the training set if it is known."""
+    """What `run` computes for predictions: outputs, and the distance to the training set if it is known.
+
+    A model that offers `forward_with_embedding(batch)` -> (outputs, embeddings) is run once, others twice.
+    """
     reference = getattr(model, "domain_reference", None)
     if reference is None or not len(reference):
         return lambda batch: {"output": model(batch)}
+    both = getattr(model, "forward_with_embedding", None)
 
     def compute(batch: Batch) -> dict[str, Tensor]:
-        embedding = model.embed(batch)
-        return {"output": model.head(embedding), "distance": nearest_distance(embedding, reference)}
+        output, embedding = both(batch) if both is not None else (model(batch), model.embed(batch))
+        return {"output": output, "distance": nearest_distance(embedding, reference)}
 
     return compute
 
@@ -147,6 +152,24 @@ def targets_of(model: PropertyModel) -> list[Target]:
     count = int(getattr(model, "outputs", 1))
     names = [""] if count == 1 else [f"output {i}" for i in range(count)]
     return [Target(name=name, unit=UNTRAINED_UNIT) for name in names]
+
+
+def table_columns(targets: list[Target]) -> dict[str, str]:
+    """Columns of a table of predictions and their types, for `TableWriter`.
+
+    Those of `COLUMNS`; with several targets `target` comes before the value (a row per crystal and target),
+    with a classifier among them the value is a label and its `probability` follows.
+    """
+    columns = {name: _TYPES.get(name, "text") for name in COLUMNS}
+    classes = any(t.task != "regression" for t in targets)
+    pairs = []
+    for name, kind in columns.items():
+        if name == "value":
+            pairs += [("target", "text")] if len(targets) > 1 else []
+            pairs += [("value", "text"), ("probability", "float")] if classes else [("value", kind)]
+        else:
+            pairs.append((name, kind))
+    return dict(pairs)
 
 
 class Translator:
@@ -236,7 +259,8 @@ def _regression(target: Target, output: float) -> tuple[float, float | None, flo
     return value, value - half, value + half
 
 
-def _model(model: PropertyModel | str | PathLike[str]) -> PropertyModel:
+def as_model(model: PropertyModel | str | PathLike[str]) -> PropertyModel:
+    """The model itself, or the one loaded from a folder or by name."""
     if isinstance(model, str | PathLike):
         from facetry.training import load
 

@@ -22,12 +22,12 @@ class TableWriteError(OSError):
     """The table could not be written further; the text says how many rows it holds."""
 
 
-def check_suffix(path: str | Path) -> Path:
-    """The path, if its suffix names a format that can be written. Raises ValueError."""
+def check_suffix(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Path:
+    """The path, if it can be written: a known suffix in a folder that is there. Raises ValueError."""
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in suffixes:
         raise ValueError(
-            f"{path}: expected a name ending in {', '.join(SUFFIXES)}, got {path.suffix or 'none'!r}"
+            f"{path}: expected a name ending in {', '.join(suffixes)}, got {path.suffix or 'none'!r}"
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; make it first")

@@ -1,0 +1,67 @@
+"""The `facetry` command: the verbs of the package in a shell.
+
+Exit codes: 0 all is well, 1 a fault that is not the caller's, 2 a mistake in the call, 3 some inputs gave no
+value. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from facetry import __version__
+from facetry.cli import check, data, model
+from facetry.cli.common import report_error
+
+app = typer.Typer(
+    name="facetry",
+    help="Learn from crystals: structures in, properties with unit and interval out.",
+    epilog="Exit codes: 0 fine, 1 fault of ours, 2 mistake in the call, 3 some inputs failed. "
+    "--debug anywhere shows the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(check.demo)
+app.command("train")(model.train)
+app.command("evaluate")(model.evaluate)
+app.command("predict")(model.predict)
+app.command("embed")(model.embed)
+app.add_typer(data.app, name="dataset")
+app.command("doctor")(check.doctor)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"facetry {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command line without the program's name -> exit code. Errors become one line on stderr."""
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        code = app(args=arguments, prog_name="facetry", standalone_mode=False)
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        return report_error(error, debug)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `facetry` script."""
+    sys.exit(run(sys.argv[1:]))

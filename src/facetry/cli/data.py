@@ -1,0 +1,87 @@
+"""`facetry dataset`: named sets, their cards, where they come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from facetry.cli.common import OK, Json, Mistake, text_table
+
+app = typer.Typer(
+    help="Named sets: what there is, where it comes from, how to get it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Such as perov5; see `facetry dataset list`.")]
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> int:
+    """The named sets: size, targets, split, and whether they are here."""
+    from facetry.data import info, is_here, list_sets
+
+    rows = []
+    for name in list_sets():
+        manifest = info(name)
+        rows.append(
+            {
+                "name": name,
+                "crystals": manifest.rows,
+                "here": is_here(name),
+                "split": "official" if manifest.split.official else manifest.split.kind,
+                "complete": manifest.complete,
+                "targets": list(manifest.targets),
+            }
+        )
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        for row in rows:
+            row["targets"] = ", ".join(row["targets"][:4]) + (" …" if len(row["targets"]) > 4 else "")
+        print(text_table(rows, list(rows[0])))
+    return OK
+
+
+@app.command("info")
+def info_(name: Name, as_json: Json = False) -> int:
+    """The card of a set: targets with units, split, sources, licence, known defects, hashes."""
+    from facetry.data import info
+
+    manifest = info(name)
+    print(json.dumps(manifest.to_dict()) if as_json else manifest.describe())
+    return OK
+
+
+@app.command("get")
+def get_(name: Name, as_json: Json = False) -> int:
+    """Find a set on this machine, or download it; check its hashes and tell where it is."""
+    from facetry.data import get
+
+    paths = {key: str(path) for key, path in get(name).items()}
+    print(json.dumps(paths) if as_json else "\n".join(paths.values()))
+    return OK
+
+
+@app.command("import")
+def import_(
+    name: Name,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="The original, downloaded by hand.")
+    ],
+    as_json: Json = False,
+) -> int:
+    """Take in files of a set that were downloaded by hand; they are checked by hash or content."""
+    from facetry.data import import_set
+
+    if missing := [str(f) for f in files if not f.exists()]:
+        raise Mistake(f"{', '.join(missing)}: no such file")
+    paths = [str(path) for file in files for path in _several(import_set(name, file))]
+    print(json.dumps(paths) if as_json else "\n".join(paths))
+    return OK
+
+
+def _several(paths: Path | list[Path]) -> list[Path]:
+    return paths if isinstance(paths, list) else [paths]

@@ -1,0 +1,343 @@
+"""Commands that make or use a model: train, evaluate, predict, embed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from facetry.cli.common import (
+    OK,
+    SOME_FAILED,
+    BatchSize,
+    Device,
+    Json,
+    Mistake,
+    Progress,
+    Threads,
+    choose_device,
+    groups,
+    set_threads,
+    text_table,
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder, or name of one.")]
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH...", help="Files, folders, globs, archives (.zip, .tar.gz), tables (.csv, .parquet)."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read files.")]
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A .toml file, or the name of one that ships.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Kind of model, such as icomformer.")] = None,
+    data: Annotated[str | None, typer.Option(help="Named set, or path of your own.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="What to predict; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder [runs/NAME].")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated."),
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run after a kill.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and draws.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.", metavar="DEVICE")] = None,
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line per epoch.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Train a model; write the run folder with weights, metrics and report.html.
+
+    \b
+    facetry train --model icomformer --data perov5 --target heat_all -o runs/a
+    facetry train recipe.toml --set training.epochs=3
+    facetry train --resume runs/a
+    """
+    changes = {"accelerator": device, "threads": threads}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if resume is not None:
+        given = {"RECIPE": recipe, "--model": model, "--data": data, "--target": target, "--set": override}
+        given |= {"--out": out, "--seed": seed}
+        if used := [name for name, value in given.items() if value]:
+            raise Mistake(f"--resume goes on with the recipe of {resume}; leave out {', '.join(used)}")
+        from facetry.training import resume as go_on
+
+        run = go_on(resume, verbose=_verbose(quiet), **changes)
+    else:
+        if recipe is None and (model is None or data is None):
+            raise Mistake("train needs a RECIPE, or --model and --data, or --resume FOLDER")
+        from facetry.training import train_recipe
+        from facetry.training.recipe import apply_overrides, make_recipe, read_tables
+
+        tables: dict[str, Any] = read_tables(recipe) if recipe else {"model": {}, "data": {}}
+        tables = {name: dict(table) if isinstance(table, dict) else table for name, table in tables.items()}
+        if model is not None:
+            known = tables.get("model", {})
+            tables["model"] = {**known, "name": model} if known.get("name") == model else {"name": model}
+        if data is not None:
+            tables["data"] = {**tables.get("data", {}), "name": data}
+        if target:
+            tables.setdefault("data", {})["target"] = target[0] if len(target) == 1 else list(target)
+        if seed is not None:
+            changes["seed"] = seed
+        tables["training"] = {**tables.get("training", {}), **changes}
+        checked = make_recipe(apply_overrides(tables, override or ()), recipe or "train")
+        out = out or _default_folder(recipe, checked)
+        run = train_recipe(checked, out=out, verbose=_verbose(quiet))
+    from facetry.training.console import is_main_process
+
+    if not is_main_process():
+        return OK
+    assert run.folder is not None
+    page = _report_of_run(run)
+    if as_json:
+        print(json.dumps({"folder": str(run.folder), "report": str(page), "metrics": run.metrics}))
+    else:
+        print(f"model   {run.folder}")
+        print(f"report  {page}")
+    return OK
+
+
+def _verbose(quiet: bool) -> bool | None:
+    return False if quiet else None
+
+
+def _default_folder(recipe: str | None, checked: Any) -> Path:
+    """runs/NAME after the recipe, or after model and data; numbered where it is taken."""
+    name = Path(recipe).stem if recipe else f"{checked.model['name']}-{Path(checked.data.name).stem}"
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def _report_of_run(run: Any) -> Path:
+    """Evaluate on the test split, where it has labels, and write report.html into the run folder."""
+    from facetry.evaluation.report import write_report
+    from facetry.tasks.evaluate import evaluate as score
+    from facetry.training.recipe import load_recipe
+    from facetry.training.run import load_data
+
+    test = load_data(load_recipe(run.folder / "recipe.toml")).test
+    test = test.select(test.labelled)
+    scores = None
+    if len(test):
+        scores = score(run.model, test)
+        print(scores, file=sys.stderr)
+    return write_report(run.folder, scores, split="test")
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="Named set or path [that of the training].")] = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    target: Annotated[str | None, typer.Option(help="Column of the labels [as in the training].")] = None,
+    fold: Annotated[int | None, typer.Option(min=0, help="Fold, for sets with folds.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for report, plot, predictions, scores.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> int:
+    """Errors of a model on labelled crystals, each with a 95 % bootstrap interval.
+
+    \b
+    facetry evaluate runs/a --data perov5 --split test
+    facetry evaluate runs/a --data my_folder --split all -o results
+    """
+    from facetry.evaluation.report import target_plot, write_report
+    from facetry.tasks.evaluate import evaluate as score
+    from facetry.training import load
+
+    set_threads(threads)
+    network = load(model)
+    card = network.card
+    assert card is not None
+    data = data or card.data.get("name")
+    if not data:
+        raise Mistake(f"{model} does not say what it was trained on; name the data with --data")
+    place = choose_device(device)
+    scores = score(network, data, split, target, batch_size, place, seed, fold=fold)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
+        _write_predictions(out / "predictions.csv", card, scores)
+        for number, target_scores in enumerate(scores.targets):
+            name = "parity.png" if len(scores.targets) == 1 else f"parity_{target_scores.target}.png"
+            (out / name).write_bytes(target_plot(scores, number))
+        write_report(out, scores, split=split, model_folder=_folder_of(model))
+    if as_json:
+        print(json.dumps(scores.to_dict() | {"model": model, "data": str(data), "split": split}))
+    else:
+        print(scores)
+        if out is not None:
+            print(f"{out}/: report.html, scores.json, predictions.csv, parity plot", file=sys.stderr)
+    return SOME_FAILED if scores.failed else OK
+
+
+def _folder_of(model: str) -> Path:
+    from facetry.training.checkpoint import find_model
+
+    return find_model(model)
+
+
+def _write_predictions(path: Path, card: Any, scores: Any) -> None:
+    """predictions.csv with the column `true` beside the values."""
+    from facetry.tasks.predict import table_columns
+    from facetry.tasks.tables import TableWriter
+
+    columns = table_columns(card.targets)
+    kind = columns["value"]
+    at = list(columns).index("value") + 1
+    columns = dict([*list(columns.items())[:at], ("true", kind), *list(columns.items())[at:]])
+    rows = []
+    for number, prediction in enumerate(scores.predictions):
+        row = prediction.row()
+        row["true"] = scores.true_value(number)
+        rows.append(row)
+    with TableWriter(path, columns) as table:
+        table.write(rows)
+
+
+def predict(
+    model: Model,
+    paths: Paths,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Table: .csv, .jsonl or .parquet [stdout].")
+    ] = None,
+    as_json: Json = False,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    workers: Workers = None,
+) -> int:
+    """Values with unit and 90 % interval for structures; every input gets a row, good or bad.
+
+    Exit code 3 tells that some inputs gave no value; the table says which and why.
+
+    \b
+    facetry predict runs/a structures/ -o out.csv
+    facetry predict runs/a "*.cif" more.zip table.parquet --json
+    """
+    from facetry.tasks.predict import predictions, table_columns, targets_of
+    from facetry.tasks.sources import items_of_paths
+    from facetry.tasks.tables import TableWriter, check_suffix
+    from facetry.training import load
+
+    if out is not None:
+        check_suffix(out)
+    set_threads(threads)
+    network = load(model)
+    place = choose_device(device)
+    columns = table_columns(targets_of(network))
+    printer = _Printer(list(columns), as_json, out is not None)
+    count: dict[str, int] = {}
+    progress = Progress("predicted")
+    results = predictions(network, items_of_paths(paths, workers), batch_size, place)
+    table = TableWriter(out, columns) if out is not None else None
+    try:
+        for group in groups(results):
+            rows = [p.row() for p in group]
+            if table is not None:
+                table.write(rows)
+            printer.write(rows)
+            for prediction in group:
+                count[prediction.status] = count.get(prediction.status, 0) + 1
+            progress.step(len(group))
+    except BaseException:
+        if table is not None:
+            table.__exit__(*sys.exc_info())
+        raise
+    finally:
+        results.close()
+        progress.close()
+    if not count:
+        raise Mistake(f"no structures found in {', '.join(paths)}")
+    if table is not None:
+        table.close()
+    printer.close()
+    where = f"; {out}" if out is not None else ""
+    print(f"{_tally(count)}{where}", file=sys.stderr)
+    return OK if set(count) == {"ok"} else SOME_FAILED
+
+
+def _tally(count: dict[str, int]) -> str:
+    parts = [f"{count[name]} {name}" for name in ("ok", "skipped", "failed") if name in count]
+    return f"{sum(count.values())} rows: {', '.join(parts)}"
+
+
+class _Printer:
+    """Rows on stdout: a JSON array with a row per line, CSV, or aligned text on a terminal."""
+
+    def __init__(self, columns: list[str], as_json: bool, to_file: bool) -> None:
+        self.columns, self.as_json = columns, as_json
+        self.silent = to_file and not as_json
+        self.aligned = sys.stdout.isatty() and not as_json
+        self.first = True
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        from facetry.tasks.tables import csv_text, json_object
+
+        if self.silent or not rows:
+            return
+        if self.as_json:
+            lines = [json_object(row, self.columns) for row in rows]
+            print(("[\n" if self.first else ",\n") + ",\n".join(lines), end="", flush=True)
+        elif self.aligned:
+            shown = [c for c in self.columns if c not in ("name", "atoms")]
+            print(text_table(rows, shown), flush=True)
+        else:
+            print(csv_text(rows, self.columns, header=self.first), end="", flush=True)
+        self.first = False
+
+    def close(self) -> None:
+        if self.as_json:
+            print("[]" if self.first else "\n]")
+
+
+def embed(
+    model: Model,
+    paths: Paths,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Table: .parquet.")],
+    atoms: Annotated[bool, typer.Option("--atoms", help="One vector per atom, too.")] = False,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    workers: Workers = None,
+) -> int:
+    """One vector per structure (and per atom with --atoms), as a Parquet table.
+
+    \b
+    facetry embed runs/a structures/ -o vectors.parquet
+    """
+    from facetry.tasks.embed import EmbeddingWriter, embeddings
+    from facetry.tasks.sources import items_of_paths
+    from facetry.training import load
+
+    set_threads(threads)
+    writer = EmbeddingWriter(out, atoms)
+    network = load(model)
+    place = choose_device(device)
+    count: dict[str, int] = {}
+    outcomes = embeddings(network, items_of_paths(paths, workers), atoms, batch_size, place)
+    progress = Progress("embedded")
+    with writer:
+        for group in groups(progress.over(outcomes)):
+            writer.write(group)
+            for outcome in group:
+                count[outcome.status] = count.get(outcome.status, 0) + 1
+        if not count:
+            raise Mistake(f"no structures found in {', '.join(paths)}")
+    print(f"{_tally(count)}; {out}", file=sys.stderr)
+    return OK if set(count) == {"ok"} else SOME_FAILED

@@ -1,0 +1,160 @@
+"""Plots as PNG bytes; matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from facetry.evaluation.metrics import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, BLUE, ORANGE = "#7b818c", "#3f7fd6", "#d9822b"  # readable on white and on black
+_DENSE = 3000
+
+
+def target_plot(scores: Scores, number: int = 0, transparent: bool = False) -> bytes:
+    """Predicted against true values of one target, or the confusion matrix of a classifier."""
+    if scores.targets[number].task == "regression":
+        return parity_plot(scores, number, transparent)
+    return confusion_plot(scores, number, transparent)
+
+
+def parity_plot(scores: Scores, number: int = 0, transparent: bool = False) -> bytes:
+    """Predicted against true values of a regression target, with the 90 % interval as a band."""
+    target = scores.targets[number]
+    count = len(scores.targets)
+    chosen = scores.predictions[number::count]
+    true = np.asarray(scores.truth)[:, number]
+    value = np.array([np.nan if p.value is None else p.value for p in chosen], dtype=np.float64)
+    keep = ~(np.isnan(true) | np.isnan(value))
+    half = next((p.upper - p.value for p in chosen if p.upper is not None and p.value is not None), None)
+    figure, axes = _figure(4.6, 4.4)
+    unit = f" ({target.unit})" if target.unit else ""
+    draw_parity(axes, true[keep], value[keep], half)
+    axes.set_xlabel(f"true {target.target}{unit}")
+    axes.set_ylabel(f"predicted {target.target}{unit}")
+    return _png(figure, transparent)
+
+
+def draw_parity(
+    axes: Axes,
+    true: Float[np.ndarray, " crystals"],
+    value: Float[np.ndarray, " crystals"],
+    half: float | None = None,
+) -> None:
+    """Points (or their density where they are many), the diagonal and the interval's band."""
+    both = np.concatenate([true, value]) if len(true) else np.array([0.0, 1.0])
+    low, high = float(both.min()), float(both.max())
+    margin = 0.04 * (high - low) or 0.5
+    ends = np.array([low - margin, high + margin])
+    if half is not None:
+        axes.fill_between(ends, ends - half, ends + half, color=INK, alpha=0.15, lw=0, label="90 % interval")
+    axes.plot(ends, ends, color=INK, lw=1)
+    if len(true) > _DENSE:
+        axes.hexbin(
+            true,
+            value,
+            gridsize=70,
+            extent=(*ends, *ends),
+            bins="log",
+            cmap="viridis",
+            mincnt=1,
+            linewidths=0.1,
+        )
+    else:
+        axes.plot(true, value, "o", ms=3.5, mew=0, alpha=0.5, color=BLUE)
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    if half is not None:
+        axes.legend(frameon=False, labelcolor=INK, loc="upper left")
+
+
+def confusion_plot(scores: Scores, number: int = 0, transparent: bool = False) -> bytes:
+    """How often each true class (rows) was given each label (columns)."""
+    target = scores.targets[number]
+    count, names = len(scores.targets), list(target.classes)
+    true = np.asarray(scores.truth)[:, number]
+    given = [p.value for p in scores.predictions[number::count]]
+    pairs = [
+        (int(t), names.index(str(v))) for t, v in zip(true, given, strict=True) if v is not None and t == t
+    ]
+    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(matrix, tuple(np.array(pairs, dtype=np.int64).reshape(-1, 2).T), 1)
+    figure, axes = _figure(4.6, 4.4)
+    _draw_confusion(axes, matrix, names)
+    axes.set_title(target.target, color=INK)
+    return _png(figure, transparent)
+
+
+def _draw_confusion(axes: Axes, matrix: Int[np.ndarray, "classes classes"], names: Sequence[str]) -> None:
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 12:
+        for (row, column), cell in np.ndenumerate(matrix):
+            color = "white" if share[row, column] > 0.55 else "black"
+            axes.text(column, row, str(cell), ha="center", va="center", color=color)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true")
+
+
+def learning_plot(history: Sequence[Mapping[str, Any]], transparent: bool = False) -> bytes | None:
+    """Training loss and validation metric over the epochs; None where there is nothing to draw."""
+    columns = {key for row in history for key in row}
+    metric = next((c for c in ("val_mae", "val_roc_auc", "val_accuracy") if c in columns), None)
+    metric = metric or next(
+        (c for c in sorted(columns) if c.startswith(("val_mae", "val_roc", "val_acc"))), None
+    )
+    drawn = [c for c in ("train_loss", metric) if c in columns]
+    if not drawn or not history:
+        return None
+    figure, axes = _figure(6.2, 3.2)
+    for column, color in zip(drawn, (ORANGE, BLUE), strict=False):
+        epochs, values = _series(history, str(column))
+        axes.plot(
+            epochs, values, color=color, lw=1.6, marker="o" if len(epochs) < 25 else None, ms=3, label=column
+        )
+    axes.set_xlabel("epoch")
+    values = np.concatenate([_series(history, str(c))[1] for c in drawn])
+    if len(values) and values.min() > 0:
+        axes.set_yscale("log")
+    axes.legend(frameon=False, labelcolor=INK)
+    return _png(figure, transparent)
+
+
+def _series(history: Sequence[Mapping[str, Any]], column: str) -> tuple[np.ndarray, np.ndarray]:
+    points = []
+    for row in history:
+        try:
+            points.append((float(row["epoch"]), float(row[column])))
+        except (KeyError, TypeError, ValueError):
+            continue
+    table = np.array([p for p in points if np.isfinite(p[1])]).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.tick_params(colors=INK, which="both")
+    for part in (axes.xaxis.label, axes.yaxis.label):
+        part.set_color(INK)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    return figure, axes
+
+
+def _png(figure: Figure, transparent: bool) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=170, transparent=transparent, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,124 @@
+"""Evaluate: a model and labelled crystals in, scores with intervals out."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from facetry.evaluation.metrics import RESAMPLES, Scores
+from facetry.models.card import Target
+from facetry.tasks.inference import Limits, evaluating, run
+from facetry.tasks.predict import Translator, as_model, outputs_and_distance
+from facetry.tasks.sources import items_of
+from facetry.training.scores import score_targets
+
+if TYPE_CHECKING:
+    from facetry.data.dataset import Dataset, Splits
+    from facetry.models.base import PropertyModel
+
+SPLITS = ("train", "val", "test", "all")
+
+
+def evaluate(
+    model: PropertyModel | str | PathLike[str],
+    data: Dataset | Splits | str | PathLike[str],
+    split: str = "test",
+    target: str | None = None,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    fold: int | None = None,
+) -> Scores:
+    """Scores of a trained model on labelled crystals, each with a 95 % bootstrap interval.
+
+    Args:
+        model: a trained model, or the folder or name of one.
+        data: a split such as `facetry.dataset("perov5").test`; or a data set, its name or the path of your
+            own, of which `split` ("train", "val", "test" or "all") is taken.
+        target: the column of the labels where it is not called like the model's (only) target.
+        seed: of the bootstrap.
+        fold: of a set that is evaluated by cross-validation.
+
+    Regression: mae, rmse (in the target's unit), r2, coverage of the 90 % interval. Classification: accuracy,
+    balanced accuracy, precision, recall and F1 per class, ROC-AUC, calibration error. Crystals for which the
+    model gives no value are counted in `failed` and are not part of the metrics. Raises ValueError where the
+    labels are not what the model predicts: another target, unit or other classes.
+    """
+    network = as_model(model)
+    if network.card is None:
+        raise ValueError("evaluate needs a trained model, this one has no targets; train it first")
+    targets = network.card.targets
+    columns = _columns(targets, target)
+    labelled = labelled_part(data, split, columns, fold)
+    truth = _labels(targets, columns, labelled)
+
+    translate = Translator(network)
+    outputs = np.full((len(labelled), sum(t.columns for t in targets)), np.nan)
+    predictions = []
+    with evaluating(network, device) as place:
+        limits = Limits.for_device(place, batch_size)
+        outcomes = run(network, items_of(labelled), outputs_and_distance(network), limits, place)
+        for row, outcome in enumerate(outcomes):
+            if outcome.status == "ok":
+                outputs[row] = outcome.values["output"]
+            predictions.extend(translate(outcome))
+    failed = int(np.isnan(outputs).any(axis=1).sum())
+    scores = score_targets(targets, outputs, truth, resamples=resamples, seed=seed)
+    return Scores(tuple(scores), failed, predictions, truth)
+
+
+def labelled_part(
+    data: Dataset | Splits | str | PathLike[str], split: str, columns: list[str], fold: int | None
+) -> Dataset:
+    """The crystals of `data` to evaluate on."""
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    if isinstance(data, str | PathLike):
+        from facetry.data import dataset
+
+        data = dataset(data if isinstance(data, str) else Path(data), target=columns, fold=fold)
+    if hasattr(data, "targets"):
+        return data  # type: ignore[return-value]
+    if split != "all":
+        return getattr(data, split)
+    from facetry.data.dataset import Dataset
+
+    return Dataset.concatenate([data.train, data.val, data.test])
+
+
+def _columns(targets: list[Target], column: str | None) -> list[str]:
+    if column is None:
+        return [t.name for t in targets]
+    names = [t.name for t in targets]
+    if len(targets) > 1 and column not in names:
+        raise ValueError(f"target: the model predicts {', '.join(names)}, not {column!r}")
+    return [column] if len(targets) == 1 else names
+
+
+def _labels(
+    targets: list[Target], columns: list[str], data: Dataset
+) -> Float[np.ndarray, "crystals targets"]:
+    """The columns of the data that belong to the model's targets, after checking that they mean the same."""
+    known = {info.name: i for i, info in enumerate(data.target_info)}
+    truth = np.full((len(data), len(targets)), np.nan)
+    for i, (target, column) in enumerate(zip(targets, columns, strict=True)):
+        if column not in known:
+            raise ValueError(
+                f"the model predicts {target.name!r}, but the data has {', '.join(known) or 'no labels'}; "
+                f"name the column that holds it (target=)"
+            )
+        info = data.target_info[known[column]]
+        if info.task != target.task:
+            raise ValueError(f"{column}: the model was trained for {target.task}, the labels are {info.task}")
+        if info.unit and target.unit and info.unit != target.unit:
+            raise ValueError(f"{column}: the model predicts {target.unit}, the labels are in {info.unit}")
+        if info.classes and target.classes and info.classes != target.classes:
+            raise ValueError(f"{column}: the model knows the classes {target.classes}, not {info.classes}")
+        truth[:, i] = data.targets[:, known[column]]
+    return truth
