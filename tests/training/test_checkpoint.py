@@ -90,7 +90,7 @@ def test_missing_and_extra_tensors(folder: Path) -> None:
     weight = tensors.pop("head.weight")
     save_file(tensors, folder / "model.safetensors")
     assert "expected tensor 'head.weight' (1, 4), found none" in failure(folder)
-    save_file(tensors | {"head.weight": weight, "tail": weight}, folder / "model.safetensors")
+    save_file(tensors | {"head.weight": weight, "tail": weight.clone()}, folder / "model.safetensors")
     assert "no place for, such as 'tail'" in failure(folder)
 
 

@@ -45,7 +45,7 @@ def epoch_line(fitting: Fitting) -> str:
         shown.append(f"best epoch {progress.best_epoch}")
     recent = [r["seconds"] for r in progress.history[-5:]]
     left = (fitting.epochs - progress.epoch) * sum(recent) / len(recent)
-    shown += [f"{row['seconds']:.1f} s", f"left {_duration(0 if progress.finished else left)}"]
+    shown += [f"{row['seconds']:.1f} s", f"left {_duration(0.0 if progress.finished else left)}"]
     return "  ".join(shown)
 
 

@@ -1,0 +1,139 @@
+"""Before anything is written: do model, data, recipe and folder fit together?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from facetry.models import MODELS
+from facetry.models.base import PropertyModel
+from facetry.models.card import Target
+from facetry.training.console import is_main_process
+from facetry.training.files import remove_leftovers, write_file
+from facetry.training.recipe import (
+    DataOptions,
+    Recipe,
+    RecipeError,
+    TrainingError,
+    TrainingOptions,
+    load_recipe,
+    make_options,
+    nearest,
+)
+
+if TYPE_CHECKING:
+    from facetry.data.dataset import Dataset, Splits
+
+CHANGEABLE = ("accelerator", "devices", "nodes", "threads", "checkpoint_seconds", "compile", "store_graphs")
+"""Options that may differ when a run goes on."""
+
+
+def model_name(model: PropertyModel) -> str:
+    for name, known in MODELS.items():
+        if type(model) is known:
+            return name
+    raise TrainingError(
+        f"{type(model).__name__} is not listed in facetry.models.MODELS; add it there under a name"
+    )
+
+
+def model_table(model: PropertyModel) -> dict[str, Any]:
+    """The `model` table of a recipe; `outputs` follows from the targets and is left out."""
+    return {"name": model_name(model)} | {k: v for k, v in model.options.items() if k != "outputs"}
+
+
+def describe_data(data: Splits) -> DataOptions:
+    names = [t.name for t in data.target_info]
+    return DataOptions(name=str(data.name), target=names[0] if len(names) == 1 else names)
+
+
+def labelled_parts(data: Splits, recipe: Recipe) -> dict[str, Dataset]:
+    """Train (crystals with a label), val and test where they have any."""
+    if recipe.data.hash is not None and recipe.data.hash != data.hash:
+        raise TrainingError(
+            f"{data.name}: expected the data with hash {recipe.data.hash[:12]}, got {data.hash[:12]}; "
+            "use the data of the first start, or begin a new run"
+        )
+    parts = {"train": data.train}
+    parts |= {name: part for name, part in data.parts.items() if name in ("val", "test")}
+    parts = {name: part.select(part.labelled) for name, part in parts.items()}
+    train = parts["train"]
+    if not len(train):
+        raise TrainingError(
+            f"{data.name}: no crystal of the training split has a label; choose another data.target"
+        )
+    for index, target in enumerate(train.target_info):
+        values = train.targets[:, index]
+        there = values[~np.isnan(values)]
+        if not len(there):
+            raise TrainingError(
+                f"{data.name}: target {target.name} has no label in the training split; leave it out"
+            )
+        if not np.isfinite(there).all():
+            raise TrainingError(
+                f"{data.name}: target {target.name} has infinite values; correct or remove them"
+            )
+        highest = {"binary": 2, "multiclass": target.columns}.get(target.task)
+        if highest is not None and not np.isin(there, np.arange(highest)).all():
+            bad = there[~np.isin(there, np.arange(highest))][0]
+            raise TrainingError(
+                f"{data.name}: {target.name}: expected classes 0 to {highest - 1}, got {bad:g}"
+            )
+    return {name: part for name, part in parts.items() if len(part)}
+
+
+def check_outputs(model: PropertyModel, targets: Sequence[Target]) -> None:
+    needed = sum(t.columns for t in targets)
+    outputs = model.options.get("outputs", 1)
+    if outputs != needed:
+        names = ", ".join(t.name for t in targets)
+        raise TrainingError(
+            f"the model has {outputs} outputs, the targets ({names}) need {needed}; build it with "
+            f"outputs={needed}"
+        )
+
+
+def open_folder(folder: Path, recipe: Recipe) -> None:
+    if not is_main_process():
+        return
+    if (folder / "recipe.toml").exists() or (folder / "model.json").exists():
+        raise TrainingError(f"{folder} already holds a run; go on with resume, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    write_file(folder / "recipe.toml", recipe.to_toml())
+
+
+def stored_recipe(folder: Path, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run folder; only how the run is carried out may differ."""
+    path = folder / "recipe.toml"
+    if not path.is_file():
+        raise TrainingError(
+            f"{folder}: expected a run folder with recipe.toml, found none; start the run again"
+        )
+    recipe = load_recipe(path)
+    known = TrainingOptions.model_fields
+    for key, value in changes.items():
+        if key not in known:
+            raise RecipeError(f"unknown key 'training.{key}'; {nearest(key, known)}")
+        if key not in CHANGEABLE and value != getattr(recipe.training, key):
+            raise TrainingError(
+                f"{folder}: {key} is {getattr(recipe.training, key)!r} in this run and cannot become "
+                f"{value!r} on resume; begin a new run ({', '.join(CHANGEABLE)} may change)"
+            )
+    stored = recipe.training.model_dump()
+    return recipe.model_copy(update={"training": make_options(stored | dict(changes))})
+
+
+def check_same_model(model: PropertyModel, recipe: Recipe, folder: Path) -> None:
+    stored = json.loads(json.dumps(recipe.model))
+    given = json.loads(json.dumps({k: v for k, v in model_table(model).items() if v is not None}))
+    for key in [*stored, *given]:
+        if stored.get(key) != given.get(key):
+            raise TrainingError(
+                f"{folder}: model.{key} is {stored.get(key)!r} in this run, the model given has "
+                f"{given.get(key)!r}; build it with the options of recipe.toml"
+            )
