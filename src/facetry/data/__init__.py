@@ -17,7 +17,23 @@ if TYPE_CHECKING:
 __all__ = ["SETS", "dataset", "get", "import_set", "info", "list_sets", "resolve"]
 
 SETS: dict[str, str] = {
+    "aflow_agl": "aflow_agl",
+    "carbon24": "carbon24",
+    "curated_cofs": "curated_cofs",
+    "emt-alloys": "emt-alloys",
+    "jarvis_dft3d_subset": "jarvis_dft3d_subset",
+    "jarvis_vacancy": "jarvis_vacancy",
+    "jdft2d": "mb_jdft2d",
+    "mb_jdft2d": "mb_jdft2d",
+    "mlearn_ff": "mlearn_ff",
+    "mp20": "mp20",
+    "mp40_sample": "mp40_sample",
+    "mp_dielectric": "mp_dielectric",
+    "mp_elastic": "mp_elastic",
+    "mp_piezo": "mp_piezo",
+    "mpts52": "mpts52",
     "perov5": "perov5",
+    "wbm_sample": "wbm_sample",
 }
 """Names and aliases of the sets -> file in `manifests/` (without .toml)."""
 
@@ -45,6 +61,37 @@ def info(name: str) -> Any:
     return load_manifest(resolve(name))
 
 
+def get(name: str) -> Path:
+    """Make every file of a named set present, checked; returns the folder of the first.
+
+    Downloads or makes what is missing. A part that is only on offer elsewhere (the official train of mp20) is
+    tried too, but only a file that `dataset` cannot do without is an error.
+    """
+    from facetry.data import vault
+    from facetry.data.named import generate
+
+    manifest = info(name)
+    folders = []
+    for key in manifest.files:
+        if manifest.generated:
+            folders.append(generate(manifest, key).parent)
+            continue
+        try:
+            folders.append(vault.find(manifest, key).parent)
+        except vault.DataNotFound as error:
+            if manifest.is_default(key):
+                raise
+            vault.log.warning("%s", error)
+    return folders[0]
+
+
+def import_set(name: str, path: str | Path) -> list[Path]:
+    """Put hand-downloaded files of a named set into the cache, checked; see `vault.import_files`."""
+    from facetry.data.vault import import_files
+
+    return import_files(info(name), path)
+
+
 def dataset(
     name: str | Path,
     target: str | Sequence[str] | None = None,
@@ -58,7 +105,8 @@ def dataset(
     numbers of your own. `limit` keeps a random part, see `limit_splits`. `fold` chooses one fold of a set
     that is evaluated by cross-validation.
     """
-    from facetry.data.dataset import limit_splits, named_splits
+    from facetry.data.dataset import limit_splits
+    from facetry.data.named import named_splits
 
     splits = named_splits(info(str(name)), target, fold)
     return limit_splits(splits, limit, seed)

@@ -20,23 +20,20 @@ class _Table(BaseModel):
 
 
 class Original(_Table):
-    """A published file that turns into ours: where it is and how it is read.
-
-    `download` false: the address is only told, the file has to be fetched by hand and imported. `text`
-    `printed` promises the numbers of the CIF text as they are, so that the fingerprint must agree.
-    """
+    """A published file with a `cif` column that turns into ours."""
 
     url: str
-    format: Literal["cif-csv", "cif-feather"] = "cif-csv"
-    download: bool = True
     note: str = ""
 
 
 class File(_Table):
-    """One Parquet file of the set. `fingerprint` is that of the crystals (`CrystalTable.fingerprint`),
-    which a file converted from an original must have; `contains` names a file whose crystals must all be
-    in this one where no fingerprint is known; `part_of` is how many rows the official file has where this one
-    is a part of it."""
+    """One Parquet file of the set.
+
+    `fingerprint` is that of the crystals (`CrystalTable.fingerprint`), which a file converted from an original
+    must have. An official file of which neither hash nor fingerprint is known is accepted if it has the right
+    number of rows, shares nothing with the other parts, and holds the file named by `contains`. `part_of` is
+    how many rows the official file has where this one is a part of it.
+    """
 
     path: str
     rows: int
@@ -82,9 +79,11 @@ class ExtraInfo(_Table):
 class Split(_Table):
     """How the set is divided.
 
-    `files`: train, val and test are files. `column`: each target names its split column. `folds`: a column
-    numbers the test folds. `ours`: no official split exists; groups of rows that belong together are drawn
-    by a hash, so the split is the same for everyone. `none`: no targets, no split.
+    `files`: train, val and test are files; where there is no val, or no train yet, the file `divide` gives
+    nine tenths to train and one to val. `column`: a column says train, val or test, each target may name its
+    own ("@file": the file a row is in). `folds`: a column numbers the test folds. `ours`: no official split
+    exists; groups of rows that belong together (`group`: formula, a column, or every row for itself) are drawn
+    by a hash, so the split is the same for everyone. `none`: everything is in train.
     """
 
     kind: Literal["files", "column", "folds", "ours", "none"]
@@ -95,8 +94,8 @@ class Split(_Table):
     test: str = "test"
     column: str = ""
     group: str = ""
+    divide: str = ""
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    salt: str = ""
 
 
 class Source(_Table):
@@ -136,11 +135,11 @@ class Manifest(_Table):
 
     @property
     def rows(self) -> int:
-        """Crystals in the files that a split can reach."""
+        """Crystals of the set as it is read when nothing was imported."""
         return sum(f.rows for key, f in self.files.items() if self.is_default(key))
 
     def is_default(self, key: str) -> bool:
-        """Whether the file belongs to the set as it is read when nothing was imported."""
+        """Whether the file is one of those that are read when nothing was imported."""
         return bool(self.files[key].sha256) or self.generated
 
     def describe(self) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from facetry.data.crystals import CrystalTable, TableError
-from facetry.data.manifest import File, Manifest
+from facetry.data.manifest import Manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -180,7 +180,7 @@ def content_problem(manifest: Manifest, key: str, path: Path) -> str | None:
     import pyarrow.parquet as pq
 
     entry = manifest.files[key]
-    if not (entry.fingerprint or entry.contains):
+    if entry.sha256 and not entry.fingerprint:
         return "its hash differs"
     try:
         return table_problem(manifest, key, pq.read_table(path))
@@ -203,46 +203,46 @@ def table_problem(manifest: Manifest, key: str, arrow: pa.Table) -> str | None:
             return f"no column {name}"
         if values_hash(arrow[name].to_numpy().astype(np.float64)) != expected:
             return f"other values of {name}"
-    if entry.contains:
-        return _containment_problem(manifest, entry, crystals, arrow)
+    if not entry.fingerprint:
+        return _unknown_problem(manifest, key, crystals, arrow)
     return None
 
 
-def _containment_problem(
-    manifest: Manifest, entry: File, crystals: CrystalTable, arrow: pa.Table
-) -> str | None:
+def _unknown_problem(manifest: Manifest, key: str, crystals: CrystalTable, arrow: pa.Table) -> str | None:
     """For an official file whose hash nobody told us: it must hold the part that we have, crystal by crystal,
     and nothing of the other parts."""
     import pyarrow.parquet as pq
 
     from facetry.data.vault import find
 
+    entry = manifest.files[key]
     where = {name: i for i, name in enumerate(crystals.names.tolist())}
-    part = CrystalTable.from_parquet(find(manifest, entry.contains))
-    missing = [n for n in part.names.tolist() if n not in where]
-    if missing:
-        return f"{len(missing)} of the {len(part)} crystals of {entry.contains} are not in it ({missing[0]})"
-    mine = crystals.select([where[n] for n in part.names.tolist()])
-    same = np.array_equal(mine.atomic_numbers, part.atomic_numbers) and np.array_equal(
-        mine.offsets, part.offsets
-    )
-    # The carrier of a stand-in may have snapped coordinates to thirds within 1e-4.
-    shift = mine.frac_coords - part.frac_coords if same else np.array([1.0])
-    if (
-        not same
-        or np.abs(shift - np.rint(shift)).max() > 1e-4
-        or np.abs(mine.lattice - part.lattice).max() > 1e-4
-    ):
-        return f"crystals shared with {entry.contains} differ"
-    for key in {manifest.split.val, manifest.split.test, manifest.split.train} - {entry.contains}:
-        other = pq.read_table(find(manifest, key), columns=["id"])["id"].to_pylist()
-        common = [n for n in other if n in where]
+    if entry.contains:
+        part = CrystalTable.from_parquet(find(manifest, entry.contains))
+        missing = [n for n in part.names.tolist() if n not in where]
+        if missing:
+            return f"{len(missing)} of the {len(part)} crystals of {entry.contains} are not in it ({missing[0]})"
+        if _differ(crystals.select([where[n] for n in part.names.tolist()]), part):
+            return f"crystals shared with {entry.contains} differ"
+    for other in manifest.files:
+        if other in (key, entry.contains):
+            continue
+        names = pq.read_table(find(manifest, other), columns=["id"])["id"].to_pylist()
+        common = [n for n in names if n in where]
         if common:
-            return f"{len(common)} of its crystals belong to {key} ({common[0]})"
-    empty = [n for n in manifest.targets if n not in arrow.column_names]
-    if manifest.default_target in empty:
+            return f"{len(common)} of its crystals belong to {other} ({common[0]})"
+    if manifest.default_target not in arrow.column_names:
         return f"no column {manifest.default_target}"
     return None
+
+
+def _differ(one: CrystalTable, two: CrystalTable) -> bool:
+    """Whether crystals in the same order differ by more than 1e-4: a carrier may have snapped coordinates to
+    thirds, or wrapped them into the cell."""
+    if not (np.array_equal(one.atomic_numbers, two.atomic_numbers) and np.array_equal(one.offsets, two.offsets)):
+        return True
+    shift = one.frac_coords - two.frac_coords
+    return bool(np.abs(shift - np.rint(shift)).max() > 1e-4 or np.abs(one.lattice - two.lattice).max() > 1e-4)
 
 
 def mlearn_stress(values: Float[np.ndarray, "rows 6"], orders: Sequence[str]) -> Float[np.ndarray, "rows 6"]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -161,8 +162,7 @@ def _addresses(entry: File) -> Iterator[tuple[str, Original | None]]:
     for url in entry.mirrors:
         yield url, None
     for original in entry.originals:
-        if original.download:
-            yield original.url, original
+        yield original.url, original
 
 
 def _not_found(manifest: Manifest, key: str, tried: list[str]) -> str:
@@ -174,7 +174,7 @@ def _not_found(manifest: Manifest, key: str, tried: list[str]) -> str:
         lines.append(
             "Download one of these by hand, then run `facetry dataset import " + manifest.name + " FILE`:"
         )
-        lines += [f"  {o.url}" for o in entry.originals]
+        lines += [f"  {o.url}{f' ({o.note})' if o.note else ''}" for o in entry.originals]
     else:
         lines.append(
             f"No address for it is known. Put a copy into a folder of FACETRY_DATA as {entry.path}, or run "
@@ -216,6 +216,48 @@ def check(manifest: Manifest, key: str, path: Path) -> None:
 
 
 _CHECKED: set[tuple[Any, ...]] = set()
+
+
+def import_files(manifest: Manifest, path: str | Path) -> list[Path]:
+    """Put a file that was got by hand (or every file of a folder that belongs to the set) into the cache.
+
+    Ours are known by their sha256; a published CSV or Feather file with a `cif` column is converted and known
+    by its crystals. Returns the new files. Raises DataCorrupt saying why nothing fitted.
+    """
+    from facetry.data.crystals import TableError
+
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataNotFound(f"{path}: no such file or folder")
+    kinds = (".parquet", ".csv", ".csv.gz", ".feather")
+    candidates = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name.endswith(kinds))
+    done, reasons = [], []
+    for candidate in candidates:
+        try:
+            done.append(_import_file(manifest, candidate))
+        except (TableError, DataCorrupt, UnicodeDecodeError) as error:
+            reasons.append(str(error))
+    if not done:
+        reasons = reasons or [f"{path} holds no {', '.join(kinds)} file"]
+        raise DataCorrupt(f"nothing of {manifest.title} could be imported: " + "; ".join(reasons))
+    return done
+
+
+def _import_file(manifest: Manifest, path: Path) -> Path:
+    from facetry.data.originals import content_problem, convert
+
+    if path.suffix != ".parquet":
+        return convert(manifest, path)
+    digest, reasons = sha256_of(path), []
+    for key, entry in manifest.files.items():
+        problem = None if digest == entry.sha256 else content_problem(manifest, key, path)
+        if problem is None:
+            target = cache_folder() / "data" / entry.path
+            with atomic_write(target) as stream, path.open("rb") as source:
+                shutil.copyfileobj(source, stream)
+            return target
+        reasons.append(f"not {entry.path}: {problem}")
+    raise DataCorrupt(f"{path} (sha256 {digest}): {'; '.join(reasons)}")
 
 
 def _fetch(manifest: Manifest, key: str, url: str, original: Original | None) -> Path:
