@@ -26,13 +26,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(check.demo)
-app.command("train")(model.train)
-app.command("evaluate")(model.evaluate)
-app.command("predict")(model.predict)
-app.command("embed")(model.embed)
-app.add_typer(data.app, name="dataset")
-app.command("doctor")(check.doctor)
+app.command("demo", short_help="Train, evaluate, predict, report on shipped data.")(check.demo)
+app.command("train", short_help="Train a model from a recipe or options.")(model.train)
+app.command("evaluate", short_help="Scores of a model on labelled crystals.")(model.evaluate)
+app.command("predict", short_help="Values with intervals for structures.")(model.predict)
+app.command("embed", short_help="One vector per structure or atom.")(model.embed)
+app.add_typer(data.app, name="dataset", short_help="Named sets: list, info, get, import.")
+app.command("doctor", short_help="Versions, devices, a self-test in seconds.")(check.doctor)
 
 
 def _show_version(wanted: bool) -> None:

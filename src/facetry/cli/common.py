@@ -41,7 +41,10 @@ def report_error(error: BaseException, debug: bool) -> int:
         context = getattr(error, "ctx", None)
         path = getattr(context, "command_path", "facetry")
         text = error.format_message()
-        return _say(f"{text} (see {path} --help)", MISTAKE) if text.strip() else MISTAKE
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(text, file=sys.stderr)
+            return MISTAKE
+        return _say(f"{text.rstrip('.')} (see {path} --help)", MISTAKE)
     text = str(error)
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0])

@@ -20,9 +20,11 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Such as perov5; see `
 
 @app.command("list")
 def list_(as_json: Json = False) -> int:
-    """The named sets: size, targets, split, and whether they are here."""
-    from facetry.data import info, is_here, list_sets
+    """Named sets: size, targets, whether they are here."""
+    from facetry.data import info, list_sets
+    from facetry.doctor import places, sets_in
 
+    here = {name for _, folder in places() for name in sets_in(folder)}
     rows = []
     for name in list_sets():
         manifest = info(name)
@@ -30,7 +32,7 @@ def list_(as_json: Json = False) -> int:
             {
                 "name": name,
                 "crystals": manifest.rows,
-                "here": is_here(name),
+                "here": name in here or manifest.generated,
                 "split": "official" if manifest.split.official else manifest.split.kind,
                 "complete": manifest.complete,
                 "targets": list(manifest.targets),
@@ -45,7 +47,7 @@ def list_(as_json: Json = False) -> int:
     return OK
 
 
-@app.command("info")
+@app.command("info", short_help="The card of a set.")
 def info_(name: Name, as_json: Json = False) -> int:
     """The card of a set: targets with units, split, sources, licence, known defects, hashes."""
     from facetry.data import info
@@ -55,7 +57,7 @@ def info_(name: Name, as_json: Json = False) -> int:
     return OK
 
 
-@app.command("get")
+@app.command("get", short_help="Find or download a set, check its hashes.")
 def get_(name: Name, as_json: Json = False) -> int:
     """Find a set on this machine, or download it; check its hashes and tell where it is."""
     from facetry.data import get
@@ -65,12 +67,10 @@ def get_(name: Name, as_json: Json = False) -> int:
     return OK
 
 
-@app.command("import")
+@app.command("import", short_help="Take in files downloaded by hand.")
 def import_(
     name: Name,
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="The original, downloaded by hand.")
-    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The original, downloaded by hand.")],
     as_json: Json = False,
 ) -> int:
     """Take in files of a set that were downloaded by hand; they are checked by hash or content."""

@@ -28,7 +28,7 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model f
 Paths = Annotated[
     list[str],
     typer.Argument(
-        metavar="PATH...", help="Files, folders, globs, archives (.zip, .tar.gz), tables (.csv, .parquet)."
+        metavar="PATH", help="Files, folders, globs, archives (.zip, .tar.gz), tables (.csv, .parquet)."
     ),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read files.")]
