@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
@@ -159,7 +160,8 @@ class Crystal:
     @cached_property
     def volume(self) -> float:
         """Volume of the cell in Å^3, positive for either handedness."""
-        return abs(float(np.linalg.det(self.lattice)))
+        (ax, ay, az), (bx, by, bz), (cx, cy, cz) = self.lattice.tolist()
+        return abs(ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx))
 
     @cached_property
     def lengths(self) -> Float[np.ndarray, "3"]:
@@ -178,8 +180,7 @@ class Crystal:
     def composition(self) -> dict[int, float]:
         """Atoms of each element in the cell: {atomic number: count}, whole numbers where all is ordered."""
         if self.occupancies is None:
-            numbers, counts = np.unique(self.atomic_numbers, return_counts=True)
-            return dict(zip(numbers.tolist(), counts.astype(float).tolist(), strict=True))
+            return {z: float(n) for z, n in sorted(Counter(self.atomic_numbers.tolist()).items())}
         total: dict[int, float] = {}
         for site in self.occupancies:
             for number, share in site.items():
@@ -394,7 +395,7 @@ def _atomic_numbers(values: ArrayLike, sites: int, name: str) -> np.ndarray:
     if not whole:
         _fail(name, f"atomic_numbers must be integers 1 to {MAX_ATOMIC_NUMBER}, got {given[:3].tolist()}")
     numbers = given.astype(np.int64)
-    if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
+    if not 1 <= int(numbers.min()) <= int(numbers.max()) <= MAX_ATOMIC_NUMBER:
         bad = int(np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))[0])
         _fail(name, f"site {bad} has atomic number {numbers[bad]}; elements go from 1 to {MAX_ATOMIC_NUMBER}")
     return numbers

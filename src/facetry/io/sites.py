@@ -74,16 +74,10 @@ def build_crystal(
     count = len(ordered)
     if count > MAX_SITES:
         raise FormatError(f"{count} sites in the cell, more than the {MAX_SITES} this reader takes")
-    filled = count if occupancy is None else float(occupancy.sum())
-    if not ordered.volume >= SMALLEST_VOLUME * filled:
-        raise FormatError(
-            f"{ordered.volume:.3g} Å^3 for {filled:.4g} atoms is too dense for matter; "
-            "check cell lengths, angles and scale"
-        )
     reach = max(CLASH, merge_within or 0.0)
     first, second, distance = close_pairs(ordered.lattice, ordered.frac_coords, reach)
     if len(first) == 0 and (occupancy is None or bool((occupancy == 1.0).all())):
-        return ordered
+        return _of_possible_density(ordered)
     notes = list(notes)
     sites = SiteList(
         ordered.lattice,
@@ -103,7 +97,7 @@ def build_crystal(
     _refuse_clashes(sites, first, second, distance, notes)
     keep = np.flatnonzero(shared == np.arange(len(shared)))
     try:
-        return Crystal(
+        crystal = Crystal(
             sites.lattice,
             sites.frac_coords[keep],
             np.array([max(species[i], key=species[i].__getitem__) for i in keep.tolist()]),
@@ -113,6 +107,17 @@ def build_crystal(
         )
     except CrystalError as error:
         raise FormatError(str(error).removeprefix(f"{name}: ")) from None
+    return _of_possible_density(crystal)
+
+
+def _of_possible_density(crystal: Crystal) -> Crystal:
+    count = len(crystal) if crystal.is_ordered else sum(crystal.composition.values())
+    if not crystal.volume >= SMALLEST_VOLUME * count:
+        raise FormatError(
+            f"{crystal.volume:.3g} Å^3 for {count:.4g} atoms is too dense for matter; "
+            "check the cell lengths, angles and scale"
+        )
+    return crystal
 
 
 # --- merging -----------------------------------------------------------------------------------
@@ -303,7 +308,9 @@ def close_pairs(
         spans = [np.arange(-m, m + 1.0) for m in (int(reach / h + 0.5) for h in heights)]
         images = np.stack(np.meshgrid(*spans, indexing="ij"), axis=-1).reshape(-1, 3)
     count = len(frac_coords)
-    if count <= 64 or len(images) > 1:
+    if count <= 64 and len(images) == 1:
+        return _few_pairs(lattice, frac_coords, reach)
+    if len(images) > 1:
         blocks = max(1, count * count * len(images) // 2_000_000)
         found = [
             _all_pairs(lattice, frac_coords, rows, images, reach)
@@ -314,17 +321,30 @@ def close_pairs(
     return _binned_pairs(lattice, frac_coords, heights, reach)
 
 
+def _few_pairs(
+    lattice: np.ndarray, frac: np.ndarray, reach: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    delta = frac[:, None, :] - frac
+    delta -= np.rint(delta)
+    vectors = delta @ lattice
+    square = np.einsum("ijk,ijk->ij", vectors, vectors)
+    close = square < reach * reach
+    if np.count_nonzero(close) == len(frac):  # each site with itself
+        return _NONE, _NONE, _NONE.astype(float)
+    first, second = np.nonzero(np.triu(close, 1))
+    return first, second, np.sqrt(square[first, second])
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
 def _all_pairs(
     lattice: np.ndarray, frac: np.ndarray, rows: np.ndarray, images: np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     delta = frac - frac[rows, None, :]
     delta -= np.rint(delta)
-    if len(images) == 1:
-        vectors = delta @ lattice
-        square = np.einsum("ijk,ijk->ij", vectors, vectors)
-    else:
-        vectors = (delta[:, :, None, :] + images) @ lattice
-        square = np.einsum("ijsk,ijsk->ijs", vectors, vectors).min(axis=2)
+    vectors = (delta[:, :, None, :] + images) @ lattice
+    square = np.einsum("ijsk,ijsk->ijs", vectors, vectors).min(axis=2)
     first, second = np.nonzero(square < reach * reach)
     upper = rows[first] < second
     first, second = first[upper], second[upper]

@@ -1,0 +1,512 @@
+"""CIF to Crystal: gemmi splits the text, everything with a meaning is decided here.
+
+Every block that describes a structure is read. The cell is set up with a along x and b in the xy plane.
+Listed atoms keep their coordinates; symmetry copies are put inside the cell. Symmetry comes from the listed
+operators, else the Hall symbol, else the Hermann-Mauguin symbol, else the group number; without any of them
+the listed atoms are the whole cell. Whatever had to be assumed is in `Crystal.notes`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+import gemmi
+import numpy as np
+
+from facetry.crystal import Crystal
+from facetry.io.cif_repair import read_document
+from facetry.io.elements_of import NoElement, element_of_label, element_of_type
+from facetry.io.errors import FormatError
+from facetry.io.formula_check import Expected, expected_contents
+from facetry.io.sites import MAX_SITES, build_crystal
+from facetry.io.symmetry import IDENTITY, Operators, fits_cell, from_symbols, from_triplets
+
+__all__ = ["crystal_from_cif_text", "read_cif"]
+
+_CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+_OPERATORS = (
+    "_space_group_symop_operation_xyz",
+    "_symmetry_equiv_pos_as_xyz",
+    "_space_group_symop.operation_xyz",
+    "_space_group_symop_magn_operation.xyz",
+    "_space_group_symop_magn_operation_xyz",
+    "_space_group_symop.magn_operation_xyz",
+)
+_CENTRINGS = ("_space_group_symop_magn_centering.xyz", "_space_group_symop_magn_centering_xyz")
+_HALL = ("_symmetry_space_group_name_Hall", "_space_group_name_Hall", "_space_group.name_Hall")
+_HERMANN_MAUGUIN = (
+    "_symmetry_space_group_name_H-M",
+    "_space_group_name_H-M_alt",
+    "_space_group.name_H-M_alt",
+    "_symmetry.space_group_name_H-M",
+    "_space_group_name_H-M_full",
+    "_space_group.name_H-M_full",
+    "_space_group_name_H-M_ref",
+    "_space_group.name_H-M_ref",
+    "_space_group_name_H-M",
+)
+_NUMBER = (
+    "_symmetry_Int_Tables_number",
+    "_space_group_IT_number",
+    "_space_group.IT_number",
+    "_symmetry.Int_Tables_number",
+)
+_MODULATED = (
+    "_space_group_symop_ssg_operation_algebraic",
+    "_space_group_symop_magn_ssg_operation.algebraic",
+    "_space_group_ssg_name",
+    "_cell_modulation_dimension",
+)
+
+
+def crystal_from_cif_text(text: str | bytes, name: str = "", *, merge_within: float | None = None) -> Crystal:
+    """The one crystal in a CIF text.
+
+    Raises FormatError where the text holds none, several, or one that cannot be read.
+    """
+    blocks = list(read_cif(text, merge_within=merge_within))
+    if len(blocks) != 1:
+        named = ", ".join(block for block, _ in blocks[:5])
+        raise FormatError(f"expected one structure, got {len(blocks)} ({named}); use facetry.read")
+    result = blocks[0][1]
+    if isinstance(result, FormatError):
+        raise result
+    return result.replace(name=name) if name else result
+
+
+def read_cif(
+    text: str | bytes, *, merge_within: float | None = None
+) -> Iterator[tuple[str, Crystal | FormatError]]:
+    """Block name and crystal (or what is wrong with it) for every structure in the text.
+
+    Raises FormatError where the text is no CIF or holds no structure at all.
+    """
+    document, notes = read_document(text)
+    found = 0
+    for block in document:
+        if block.find_values("_cell_length_a") or block.find_values("_cell.length_a") or _sites(block):
+            found += 1
+            try:
+                yield block.name, _crystal(block, notes, merge_within)
+            except FormatError as error:
+                yield block.name, error
+    if not found:
+        raise FormatError("no structure in it: no block has a cell and atom sites")
+
+
+def _crystal(block: gemmi.cif.Block, notes: list[str], merge_within: float | None) -> Crystal:
+    notes = list(notes)
+    lattice, angles = _lattice(block)
+    columns = _sites(block)
+    for tag in _MODULATED:
+        if _first(block, (tag,)):
+            raise FormatError(
+                "modulated structure (superspace group): its atoms repeat in no three-dimensional cell; "
+                "give the average structure or a commensurate approximant"
+            )
+    _volume_note(block, lattice, notes)
+    expected = expected_contents(
+        _first(block, ("_chemical_formula_sum", "_chemical_formula.sum")),
+        _first(block, ("_cell_formula_units_Z", "_cell.formula_units_Z")),
+    )
+    atoms = _Atoms(columns, expected, notes)
+    candidates = _symmetry(block, lattice, angles, notes)
+    read: list[tuple[Operators, Crystal]] = []
+    failure: FormatError | None = None
+    for operators in candidates:
+        try:
+            read.append((operators, atoms.expand(lattice, operators, block.name, notes, merge_within)))
+        except FormatError as error:
+            failure = failure or error
+    if failure is not None and not read:
+        raise failure
+    operators, crystal = read[0] if len(read) == 1 else _choose(read, expected)
+    more = [operators.note] if operators.note else []
+    if atoms.dropped and not (expected and expected.matches(crystal)):
+        raise FormatError(
+            f"site {atoms.dropped[0]} holds no element, and what is left does not match the formula; "
+            "name its element in _atom_site_type_symbol or remove it"
+        )
+    if expected:
+        more += expected.remarks(crystal)
+    return crystal.replace(notes=crystal.notes + tuple(more)) if more else crystal
+
+
+# --- cell --------------------------------------------------------------------------------------
+
+
+def _lattice(block: gemmi.cif.Block) -> tuple[np.ndarray, list[float]]:
+    values = []
+    for part in _CELL:
+        text = _first(block, (f"_cell_{part}", f"_cell.{part}"))
+        if not text:
+            raise FormatError(
+                f"the cell is incomplete: _cell_{part} is missing; give three lengths and angles"
+            )
+        value = _number(text)
+        if value is None or not value > 0 or not math.isfinite(value):
+            raise FormatError(f"_cell_{part} is {text!r}, which is no positive number")
+        values.append(value)
+    return lattice_from_parameters(*values), values[3:]
+
+
+def lattice_from_parameters(
+    a: float, b: float, c: float, alpha: float, beta: float, gamma: float
+) -> np.ndarray:
+    """Rows a, b, c with a along x and b in the xy plane; lengths in Å, angles in degrees.
+
+    Raises FormatError where the three angles close no cell.
+    """
+    # cosines of the angles that symmetry fixes are exact
+    ca, cb, cg = (_EXACT.get(angle, math.cos(math.radians(angle))) for angle in (alpha, beta, gamma))
+    sg = math.sqrt(max(0.0, 1.0 - cg * cg))
+    square = 1.0 - ca * ca - cb * cb - cg * cg + 2.0 * ca * cb * cg
+    if not (square > 0.0 and sg > 0.0 and max(alpha, beta, gamma) < 180.0):
+        raise FormatError(
+            f"angles {alpha:g}, {beta:g}, {gamma:g} close no cell of any volume (flat cell); correct them"
+        )
+    return np.array(
+        [[a, 0.0, 0.0], [b * cg, b * sg, 0.0], [c * cb, c * (ca - cb * cg) / sg, c * math.sqrt(square) / sg]]
+    )
+
+
+_EXACT = {90.0: 0.0, 60.0: 0.5, 120.0: -0.5}
+
+
+def _volume_note(block: gemmi.cif.Block, lattice: np.ndarray, notes: list[str]) -> None:
+    stated = _number(_first(block, ("_cell_volume", "_cell.volume")))
+    if stated:
+        volume = float(lattice[0, 0] * lattice[1, 1] * lattice[2, 2])
+        if abs(volume - stated) > 0.02 * max(volume, abs(stated)):
+            notes.append(f"the file says volume {stated:g} Å^3, its cell has {volume:.6g}")
+
+
+# --- symmetry ----------------------------------------------------------------------------------
+
+
+def _symmetry(
+    block: gemmi.cif.Block, lattice: np.ndarray, angles: list[float], notes: list[str]
+) -> list[Operators]:
+    """Operators to try, best first. More than one only where the file leaves a choice."""
+    triplets: tuple[str, ...] = ()
+    for tag in _OPERATORS:
+        values = block.find_values(tag)
+        if values:
+            texts = [gemmi.cif.as_string(value) for value in values]
+            if len(texts) == 1:
+                texts = re.split(r"[;\n]", texts[0])
+            triplets = tuple(text.strip() for text in texts if text.strip() not in ("", "?", "."))
+            if triplets:
+                break
+    hall, symbol, number = (_first(block, tags) for tags in (_HALL, _HERMANN_MAUGUIN, _NUMBER))
+    if not triplets and not (hall or symbol or number):
+        return [IDENTITY]
+    if len(triplets) == 1 and symbol in ("", "P 1", "P1") and number in ("", "1"):
+        listed = from_triplets(triplets)
+        if len(listed) == 1:
+            return [listed]
+    centring = next(
+        (tuple(map(gemmi.cif.as_string, v)) for t in _CENTRINGS if (v := block.find_values(t))), ()
+    )
+    listed = from_triplets(triplets, centring) if triplets else None
+    try:
+        named = from_symbols(hall, symbol, number, angles[0], angles[2])
+    except FormatError:
+        if listed is None:
+            raise
+        named = []
+    if listed is not None:
+        if not fits_cell(listed, lattice):
+            raise FormatError(
+                "the listed symmetry operators do not fit the cell: they would change its lengths or angles; "
+                "correct the cell or the operators"
+            )
+        larger = [g for g in named if len(g) > len(listed) and not g.rewritten and fits_cell(g, lattice)]
+        return [listed, *larger]
+    if len(named) == 1 and len(named[0]) == 1:
+        return named
+    fitting = [g for g in named if fits_cell(g, lattice)]
+    if not fitting:
+        shape = ", ".join(f"{angle:g}" for angle in angles)
+        raise FormatError(
+            f"space group {hall or symbol or number!r} does not fit the cell (angles {shape}); "
+            "correct one of them or give the operators"
+        )
+    plain = [g for g in fitting if not g.rewritten]
+    if not plain:
+        notes.append(f"the cell does not fit {symbol!r}; read as {fitting[0].source.removeprefix('symbol ')}")
+        return fitting[:1]
+    return plain
+
+
+def _choose(read: list[tuple[Operators, Crystal]], expected: Expected | None) -> tuple[Operators, Crystal]:
+    """One of several readings of the symmetry: the one whose contents match the formula."""
+    first, crystal = read[0]
+    same_size = [r for r in read if len(r[1]) == len(crystal)]
+    listed = first.source.endswith("listed operators")
+    if listed and len(same_size) == len(read):
+        return read[0]  # all sites of the larger group are listed: nothing to decide
+    if expected and expected.per_cell:
+        matching = [r for r in read if expected.matches(r[1])]
+        if len({len(r[1]) for r in matching}) == 1 and (listed or len(matching) == 1):
+            chosen, crystal = matching[0]
+            if chosen is not first:
+                reason = (
+                    f"symmetry taken as {chosen.source}, which gives the formula; {first.source} does not"
+                )
+                crystal = crystal.replace(notes=(*crystal.notes, reason))
+            return chosen, crystal
+    if listed and len(first) > 1:
+        reason = f"{first.source} used, though {read[1][0].source} has {len(read[1][0])}"
+        return first, crystal.replace(notes=(*crystal.notes, reason))
+    options = " or ".join(f"{operators.source} ({len(found)} sites)" for operators, found in read)
+    if listed:
+        raise FormatError(
+            f"contradictory symmetry: {options}; remove the symbol if all atoms are listed, "
+            "else give all operators"
+        )
+    fewest = min(len(found) for _, found in read)
+    smallest = [r for r in read if len(r[1]) == fewest]
+    if len(smallest) == 1:
+        chosen, crystal = smallest[0]
+        reason = f"setting not stated: {chosen.source} puts atoms on special positions ({options})"
+        return chosen, crystal.replace(notes=(*crystal.notes, reason))
+    raise FormatError(
+        f"the setting is not stated: {options}; add ':1' or ':2' to the symbol or give operators"
+    )
+
+
+# --- sites -------------------------------------------------------------------------------------
+
+
+def _sites(block: gemmi.cif.Block) -> dict[str, list[str]]:
+    """Columns of the atom site loop by their name after _atom_site, in lower case."""
+    for tag in ("_atom_site_fract_x", "_atom_site.fract_x", "_atom_site_Cartn_x", "_atom_site_label",
+                "_atom_site_type_symbol", "_atom_site.label"):  # fmt: skip
+        column = block.find_values(tag)
+        if not column:
+            continue
+        loop = column.get_loop()
+        if loop is None:  # one atom, written as plain items
+            pairs = [item.pair for item in block if item.pair is not None]
+            return {
+                t[11:].lower(): [v] for t, v in pairs if t.lower().startswith(("_atom_site_", "_atom_site."))
+            }
+        values, width = loop.values, loop.width()
+        return {tag[11:].lower(): values[k::width] for k, tag in enumerate(loop.tags)}
+    return {}
+
+
+class _Atoms:
+    """The atom site loop as arrays, ready to be expanded by any symmetry."""
+
+    def __init__(self, columns: dict[str, list[str]], expected: Expected | None, notes: list[str]) -> None:
+        if not columns:
+            raise FormatError("no atom sites (_atom_site_fract_x and so on)")
+        labels = columns.get("label")
+        types = columns.get("type_symbol")
+        coordinates = [columns.get(f"fract_{axis}") for axis in "xyz"]
+        if all(values is None for values in coordinates):
+            raise FormatError("no fractional coordinates (_atom_site_fract_x, _y, _z) in the atom sites")
+        for axis, values in zip("xyz", coordinates, strict=True):
+            if values is None:
+                raise FormatError(f"the column _atom_site_fract_{axis} is missing")
+        if labels is None and types is None:
+            raise FormatError("the atom sites have neither labels nor type symbols, so no elements")
+        self.labels: list[str] = labels if labels is not None else types  # type: ignore[assignment]
+        self.dropped: list[str] = []
+        count = len(self.labels)
+        if all(label in ("?", ".") for label in self.labels):
+            raise FormatError("the atom sites are not given (all '?')")
+        keep = self._keep(columns, notes)
+        occupancy = self._occupancy(columns.get("occupancy"), keep, notes)
+        formula = expected.symbols if expected else frozenset()
+        numbers = self._elements(types, labels, formula, keep, notes)
+        rows = [i for i in range(count) if keep[i]]
+        if not rows:
+            raise FormatError("no atom sites are left: all are empty, dummies or no elements")
+        every = len(rows) == count
+        self.labels = self.labels if every else [self.labels[i] for i in rows]
+        frac = [v if every else [v[i] for i in rows] for v in coordinates]  # type: ignore[index]
+        self.frac = _coordinates(frac, self.labels)
+        self.numbers = np.array(numbers if every else [numbers[i] for i in rows])
+        self.occupancy = None if occupancy is None else occupancy[rows]
+        groups = columns.get("disorder_group")
+        if groups and self.occupancy is None and any(g not in (".", "?", "1", "0") for g in groups):
+            notes.append("disorder groups are given without partial occupancies; all alternatives were kept")
+
+    def _keep(self, columns: dict[str, list[str]], notes: list[str]) -> list[bool]:
+        flags = columns.get("calc_flag")
+        keep = [True] * len(self.labels)
+        if flags and "dum" in flags:
+            keep = [flag != "dum" for flag in flags]
+            dummies = [label for label, kept in zip(self.labels, keep, strict=True) if not kept]
+            notes.append(f"dummy sites left out: {', '.join(dummies[:5])}")
+        return keep
+
+    def _occupancy(self, column: list[str] | None, keep: list[bool], notes: list[str]) -> np.ndarray | None:
+        if column is None or all(text in ("1", "1.0", "1.", "1.00", "1.000", "1.00000") for text in column):
+            return None
+        known = [text if text not in ("?", ".") else "1" for text in column]
+        if "?" in column:
+            notes.append(f"occupancy '?' taken as 1 for {column.count('?')} sites")
+        occupancy = _column(known, "occupancy", self.labels)
+        if (occupancy < 0).any() or (occupancy > 1.5).any():
+            bad = int(np.flatnonzero((occupancy < 0) | (occupancy > 1.5))[0])
+            raise FormatError(f"site {self.labels[bad]} has occupancy {occupancy[bad]:g}; expected 0 to 1")
+        empty = np.flatnonzero(occupancy == 0)
+        if len(empty):
+            for index in empty.tolist():
+                keep[index] = False
+            notes.append(f"sites with occupancy 0 left out: {', '.join(self.labels[i] for i in empty[:5])}")
+        return occupancy
+
+    def _elements(
+        self,
+        types: list[str] | None,
+        labels: list[str] | None,
+        formula: frozenset[str],
+        keep: list[bool],
+        notes: list[str],
+    ) -> list[int]:
+        numbers, groups = [], {}
+        for index, label in enumerate(self.labels):
+            number = 0
+            if keep[index]:
+                try:
+                    number, group = _element(types and types[index], labels and labels[index], formula)
+                    if group:
+                        groups[gemmi.cif.as_string(label)] = group
+                except NoElement as error:
+                    if not (types and types[index] in ("?", ".")):
+                        raise FormatError(f"site {label}: {error}") from None
+                    # a density peak: left out, and the formula must confirm it
+                    keep[index] = False
+                    self.dropped.append(label)
+            numbers.append(number)
+        if self.dropped:
+            notes.append(f"sites without an element left out: {', '.join(self.dropped[:5])}")
+        if groups:
+            named = ", ".join(f"{label} ({group})" for label, group in list(groups.items())[:5])
+            notes.append(f"groups read as their heavy atom, hydrogen missing: {named}")
+        return numbers
+
+    def expand(
+        self,
+        lattice: np.ndarray,
+        operators: Operators,
+        name: str,
+        notes: list[str],
+        merge_within: float | None,
+    ) -> Crystal:
+        """The full cell by these operators."""
+        count, copies = len(self.numbers), len(operators)
+        if count * copies > 4 * MAX_SITES:
+            raise FormatError(f"{count} sites times {copies} operators is more than this reader takes")
+        if copies == 1:
+            return build_crystal(
+                lattice,
+                self.frac,
+                self.numbers,
+                name,
+                occupancy=self.occupancy,
+                label=self.labels.__getitem__,
+                notes=notes,
+                merge_within=merge_within,
+            )
+        frac = np.einsum("oij,nj->noi", operators.rotation, self.frac) + operators.translation
+        frac -= np.floor(frac)
+        frac[:, 0] = self.frac  # the identity comes first: listed atoms stay where the file puts them
+        origin = np.repeat(np.arange(count), copies)
+        listed = np.zeros((count, copies), dtype=bool)
+        listed[:, 0] = True
+        return build_crystal(
+            lattice,
+            frac.reshape(-1, 3),
+            self.numbers[origin],
+            name,
+            occupancy=None if self.occupancy is None else self.occupancy[origin],
+            origin=origin,
+            listed=listed.ravel(),
+            label=self.labels.__getitem__,
+            notes=notes,
+            merge_within=merge_within,
+        )
+
+
+def _element(type_text: str | None, label: str | None, formula: frozenset[str]) -> tuple[int, str]:
+    if type_text and type_text not in ("?", "."):
+        try:
+            return element_of_type(gemmi.cif.as_string(type_text))
+        except NoElement:
+            if label is None:
+                raise
+            # a type that is no symbol at all ("Si(IV)", "C_R"): the label may be plainer
+            number, group = element_of_label(gemmi.cif.as_string(type_text), formula)
+            return number, group
+    if label is None:
+        raise NoElement(f"{type_text!r} is no element")
+    return element_of_label(gemmi.cif.as_string(label), formula)
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+def _first(block: gemmi.cif.Block, tags: tuple[str, ...]) -> str:
+    """The value of the first of these tags that has one, unquoted; "" for none, "?" and "."."""
+    for tag in tags:
+        values = block.find_values(tag)  # an item, or the first row of a loop
+        if values:
+            text = values[0]
+            if text[0] in "'\";":
+                text = gemmi.cif.as_string(text).strip()
+            if text and text not in ("?", "."):
+                return text
+    return ""
+
+
+_BRACKETS = re.compile(r"\([^)]*\)")
+
+
+def _number(text: str) -> float | None:
+    """A number with or without its uncertainty in brackets; None for anything else."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    plain = _BRACKETS.sub("", text).strip("'\" ")
+    try:
+        if "/" in plain:
+            above, below = plain.split("/")
+            return float(above) / float(below)
+        return float(plain)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _coordinates(columns: list[list[str]], labels: list[str]) -> np.ndarray:
+    try:
+        frac = np.array([list(map(float, column)) for column in columns]).T
+        if np.isfinite(frac).all():
+            return frac
+    except ValueError:
+        pass
+    return np.stack([_column(v, f"fract_{x}", labels) for x, v in zip("xyz", columns, strict=True)], axis=1)
+
+
+def _column(texts: list[str], what: str, labels: list[str]) -> np.ndarray:
+    try:
+        values = np.array([float(text) for text in texts])
+    except ValueError:
+        numbers = [_number(text) for text in texts]
+        for label, text, number in zip(labels, texts, numbers, strict=True):
+            if number is None:
+                unknown = "is not given" if text in ("?", ".") else f"is {text!r}, which is no number"
+                raise FormatError(f"site {label}: _atom_site_{what} {unknown}") from None
+        values = np.array(numbers, dtype=float)
+    if not np.isfinite(values).all():
+        bad = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise FormatError(f"site {labels[bad]}: _atom_site_{what} is {texts[bad]!r}, which is not finite")
+    return values
