@@ -9,12 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from facetry.data.dataset import Splits
+from facetry.data.crystals import CrystalTable
 
-__all__ = ["SETS", "dataset", "get", "import_set", "info", "list_sets", "resolve"]
+# Before the function `dataset` is defined: a first import of the module later would take its name over.
+from facetry.data.dataset import Dataset, Extra, Splits, limit_splits
+
+__all__ = [
+    "SETS",
+    "CrystalTable",
+    "Dataset",
+    "Extra",
+    "Splits",
+    "dataset",
+    "get",
+    "import_set",
+    "info",
+    "list_sets",
+    "resolve",
+]
 
 SETS: dict[str, str] = {
     "aflow_agl": "aflow_agl",
@@ -105,7 +119,6 @@ def dataset(
     numbers of your own. `limit` keeps a random part, see `limit_splits`. `fold` chooses one fold of a set
     that is evaluated by cross-validation.
     """
-    from facetry.data.dataset import limit_splits
     from facetry.data.named import named_splits
 
     splits = named_splits(info(str(name)), target, fold)

@@ -10,14 +10,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from facetry.data.crystals import CrystalTable, gather
 from facetry.data.manifest import Manifest
-from facetry.models.card import Target
+
+if TYPE_CHECKING:
+    from facetry.models.card import Target
 
 __all__ = ["Dataset", "Extra", "Limit", "Splits", "limit_splits"]
 

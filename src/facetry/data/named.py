@@ -62,12 +62,17 @@ def _finish(manifest: Manifest, splits: Splits) -> Splits:
     notes = splits.notes
     if not complete:
         notes = (*notes, manifest.incomplete)
-        log.warning("%s is incomplete: %s", manifest.name, manifest.incomplete)
+        if manifest.name not in _WARNED:
+            log.warning("%s is incomplete: %s", manifest.name, manifest.incomplete)
+        _WARNED.add(manifest.name)
     if not manifest.split.official:
-        notes = (*notes, f"the split is ours, not a published one: {manifest.split.description}")
+        notes = (*notes, f"the split is ours, not a published one ({manifest.split.description})")
     known = {"manifest": manifest, "official": official, "complete": complete}
     folds = [replace(f, notes=(*f.notes, *notes), **known) for f in splits.folds]
     return replace(splits, folds=folds, notes=notes, **known)
+
+
+_WARNED: set[str] = set()
 
 
 def _target_names(manifest: Manifest, target: str | Sequence[str] | None) -> list[str]:
