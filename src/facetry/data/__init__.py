@@ -75,8 +75,8 @@ def info(name: str) -> Any:
     return load_manifest(resolve(name))
 
 
-def get(name: str) -> Path:
-    """Make every file of a named set present, checked; returns the folder of the first.
+def get(name: str) -> dict[str, Path]:
+    """Make the files of a named set present, checked: where each one is.
 
     Downloads or makes what is missing. A part that is only on offer elsewhere (the official train of mp20) is
     tried too, but only a file that `dataset` cannot do without is an error.
@@ -85,18 +85,15 @@ def get(name: str) -> Path:
     from facetry.data.named import generate
 
     manifest = info(name)
-    folders = []
+    paths = {}
     for key in manifest.files:
-        if manifest.generated:
-            folders.append(generate(manifest, key).parent)
-            continue
         try:
-            folders.append(vault.find(manifest, key).parent)
+            paths[key] = generate(manifest, key) if manifest.generated else vault.find(manifest, key)
         except vault.DataNotFound as error:
             if manifest.is_default(key):
                 raise
             vault.log.warning("%s", error)
-    return folders[0]
+    return paths
 
 
 def import_set(name: str, path: str | Path) -> list[Path]:
