@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import Tiny, tiny_data, tiny_model
 
 import facetry
 from facetry.models.card import ModelCard, Target
 from facetry.training.checkpoint import ModelError, load, load_model, save_model
+from tests.training.tiny import Tiny, tiny_data, tiny_model
 
 
 @pytest.fixture

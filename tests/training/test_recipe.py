@@ -6,8 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import tiny  # noqa: F401  (registers the model "tiny")
 
+import tests.training.tiny  # noqa: F401  (registers the model "tiny")
 from facetry.training.recipe import (
     Recipe,
     RecipeError,

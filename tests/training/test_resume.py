@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_data, tiny_model
 
 import facetry
 from facetry.training import TrainingError, files, train
 from facetry.training.files import WriteError, write_file
 from facetry.training.state import Keeper
+from tests.training.tiny import tiny_data, tiny_model
 
 OPTIONS = {
     "epochs": 6,
@@ -68,7 +68,7 @@ def die_at(folder: Path, count: int) -> None:
 def context() -> multiprocessing.context.BaseContext:
     """New processes in milliseconds, from a server that has imported all that is slow."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["facetry.training.run", "facetry.training.loop", "tiny"])
+    server.set_forkserver_preload(["facetry.training.run", "facetry.training.loop", "tests.training.tiny"])
     return server
 
 

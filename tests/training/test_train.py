@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_data, tiny_model
 
 import facetry
 from facetry.data.dataset import Splits
@@ -16,6 +15,7 @@ from facetry.models.card import Target
 from facetry.training import RecipeError, Run, TrainingError, train
 from facetry.training.loop import parameter_groups
 from facetry.training.source import Order
+from tests.training.tiny import tiny_data, tiny_model
 
 
 def weights(run: Run) -> bytes:
