@@ -17,16 +17,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from facetry.crystal import Crystal
-from facetry.geometry.frames import (
-    FrameSet,
-    canonical_frames,
-    continuous_frames,
-    frame_vector_weights,
-    published_frame,
-    tie_classes,
-    tied_frames,
-)
+from facetry.geometry.frames import FrameSet, continuous_frames, published_frame, tied_frames
 from facetry.geometry.primitive import primitive_cell
+from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph, group_index, offsets, ranges
 from facetry.graph.neighbors import SHELL_GAP, GraphError, Pairs, nearest_pairs, reduced
@@ -45,7 +38,9 @@ class Builder:
         parts = []
         for first in range(0, len(crystals), _CHUNK):
             chosen = crystals[first : first + _CHUNK]
-            parts.append(self.build(Batch.from_crystals(chosen), [c.name for c in chosen]))
+            names = getattr(chosen, "names", None)  # a table knows them without making crystals
+            names = [c.name for c in chosen] if names is None else [str(n) for n in names]
+            parts.append(self.build(Batch.from_crystals(chosen), names))
         return Batch.collate(parts)
 
     def build(self, batch: Batch, names: Sequence[str]) -> Batch:
@@ -196,6 +191,8 @@ class LatticeKNearest(Builder):
             batch.atomic_numbers[graph.neighbor],
             batch.edge_vectors(),
             batch.lattice,
+            center=graph.center,
+            neighbor=graph.neighbor,
         )
 
 

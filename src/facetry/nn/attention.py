@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu, softplus
 
-from facetry.nn.segment import segment_sum
+_CHUNK = 4096  # edges evaluated at once: their intermediate rows stay in the processor's cache
 
 
 class Message(nn.Module):
@@ -32,6 +32,13 @@ class Message(nn.Module):
         """The three C × C blocks of the first Linear, one for each concatenated input."""
         first, second, third = self.mix.weight.chunk(3, dim=1)
         return first, second, third
+
+
+def _slices(layer: nn.Module, edges: int) -> list[slice]:
+    """All edges at once in training, where the batch norm needs them; else pieces that fit the cache."""
+    if layer.training or torch.is_grad_enabled():
+        return [slice(0, edges)]
+    return [slice(first, min(first + _CHUNK, edges)) for first in range(0, edges, _CHUNK)]
 
 
 class NodewiseTransformer(nn.Module):
@@ -63,36 +70,39 @@ class NodewiseTransformer(nn.Module):
         weight: Float[Tensor, " edges"] | None,
     ) -> Float[Tensor, "atoms channels"]:
         """`row` names the row of `f` that an edge reads (None: edge e reads row e)."""
-        scale = 1 / math.sqrt(x.shape[1])
-        key = self._hidden(self.key_message, self.key, x, f, row, center, neighbor)
-        key = self.key_message.out(silu(key))
-        query = (self.query(x) * scale).index_select(0, center)
-        gate = torch.sigmoid(self.gate_norm(query * key))
-        value = self._hidden(self.value_message, self.value, x, f, row, center, neighbor)
-        message = gate * self.value_message.out(silu(value))
-        if weight is not None:
-            message = message * weight.to(message.dtype)[:, None]
-        total = segment_sum(message, center, len(x))
+        query = self.query(x) / math.sqrt(x.shape[1])
+        key_parts = self._project(self.key_message, self.key, x)
+        value_parts = self._project(self.value_message, self.value, x)
+        if row is not None:  # few distinct rows: project them all, then gather
+            key_edges = linear(f, *key_parts[2:])
+            value_edges = linear(f, *value_parts[2:])
+        total = torch.zeros_like(query)
+        for part in _slices(self, len(center)):
+            i, j = center[part], neighbor[part]
+            if row is None:
+                of_key, of_value = linear(f[part], *key_parts[2:]), linear(f[part], *value_parts[2:])
+            else:
+                of_key = key_edges.index_select(0, row[part])
+                of_value = value_edges.index_select(0, row[part])
+            key = of_key + key_parts[0].index_select(0, i) + key_parts[1].index_select(0, j)
+            key = self.key_message.out(silu(key))
+            gate = torch.sigmoid(self.gate_norm(query.index_select(0, i) * key))
+            value = of_value + value_parts[0].index_select(0, i) + value_parts[1].index_select(0, j)
+            message = gate * self.value_message.out(silu(value))
+            if weight is not None:
+                message = message * weight[part].to(message.dtype)[:, None]
+            total = total.index_add(0, i, message)
         return softplus(x + self.norm(self.concat(total)))
 
-    def _hidden(
-        self,
-        message: Message,
-        project: nn.Linear,
-        x: Float[Tensor, "atoms channels"],
-        f: Float[Tensor, "rows channels"],
-        row: Int[Tensor, " edges"] | None,
-        center: Int[Tensor, " edges"],
-        neighbor: Int[Tensor, " edges"],
-    ) -> Float[Tensor, "edges channels"]:
+    def _project(
+        self, message: Message, project: nn.Linear, x: Float[Tensor, "atoms channels"]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A message's first Linear taken apart: rows for centres, rows for neighbours, and the weight and
+        bias that act on the edge's features."""
         to_center, to_neighbor, to_edge = message.parts()
         projected = project(x)
         bias = message.mix.bias + to_edge @ self.edge.bias
-        edges = linear(f, to_edge @ self.edge.weight, bias)
-        if row is not None:
-            edges = edges.index_select(0, row)
-        edges = edges + linear(projected, to_center).index_select(0, center)
-        return edges + linear(projected, to_neighbor).index_select(0, neighbor)
+        return linear(projected, to_center), linear(projected, to_neighbor), to_edge @ self.edge.weight, bias
 
 
 class EdgewiseTransformer(nn.Module):
@@ -128,40 +138,49 @@ class EdgewiseTransformer(nn.Module):
         cosine: Int[Tensor, "edges 3"],
     ) -> Float[Tensor, "edges channels"]:
         """`row`, `frame`, `cosine` name the rows of `f`, `lengths` and `angles` that an edge reads."""
-        edges, channels = len(row), f.shape[1]
-        scale = 1 / math.sqrt(channels)
-        key = self._hidden(self.key_message, self.key, self.lattice_key, f, row, lengths, frame, angles, cosine)
-        key = self.key_message.out(silu(key))
-        query = (self.query(f) * scale).index_select(0, row)
-        gated = (key.view(edges, 3, channels) * query[:, None]).view(3 * edges, channels)
-        gate = torch.sigmoid(self.gate_norm(gated))
-        value = self._hidden(
-            self.value_message, self.value, self.lattice_value, f, row, lengths, frame, angles, cosine
-        )
-        message = gate * self.value_message.out(silu(value))
-        total = message.view(edges, 3, channels).sum(1)
-        # the bias of `concat` counts once for each of the three lattice vectors
-        update = linear(total, self.concat.weight, 3 * self.concat.bias)
-        return softplus(f.index_select(0, row) + self.norm(update))
+        channels = f.shape[1]
+        query = self.query(f) / math.sqrt(channels)
+        key_parts = self._project(self.key_message, self.key, self.lattice_key, f, lengths, angles)
+        value_parts = self._project(self.value_message, self.value, self.lattice_value, f, lengths, angles)
+        out = []
+        for part in _slices(self, len(row)):
+            where = (row[part], frame[part], cosine[part])
+            key = self.key_message.out(silu(_gather(key_parts, *where)))
+            gated = key.view(-1, 3, channels) * query.index_select(0, where[0])[:, None]
+            gate = torch.sigmoid(self.gate_norm(gated.view(-1, channels)))
+            message = gate * self.value_message.out(silu(_gather(value_parts, *where)))
+            total = message.view(-1, 3, channels).sum(1)
+            # the bias of `concat` counts once for each of the three lattice vectors
+            update = linear(total, self.concat.weight, 3 * self.concat.bias)
+            out.append(softplus(f.index_select(0, where[0]) + self.norm(update)))
+        return out[0] if len(out) == 1 else torch.cat(out)
 
-    def _hidden(
+    def _project(
         self,
         message: Message,
         project: nn.Linear,
         lattice_project: nn.ModuleList,
         f: Float[Tensor, "rows channels"],
-        row: Int[Tensor, " edges"],
         lengths: Float[Tensor, "frames 3 channels"],
-        frame: Int[Tensor, " edges"],
         angles: Float[Tensor, "cosines channels"],
-        cosine: Int[Tensor, "edges 3"],
-    ) -> Float[Tensor, "edges3 channels"]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A message's first Linear taken apart: rows for edges, for lattice vectors, for cosines."""
         to_edge, to_lattice, to_angle = message.parts()
         bias = message.mix.bias + to_edge @ project.bias
-        edges = linear(f, to_edge @ project.weight, bias).index_select(0, row)
         lattice = torch.stack(
             [linear(p(lengths[:, m]), to_lattice) for m, p in enumerate(lattice_project)], 1
-        ).index_select(0, frame)
-        angle = linear(angles, to_angle @ self.angle.weight).index_select(0, cosine.reshape(-1))
-        hidden = angle.view(len(row), 3, -1) + lattice + edges[:, None]
-        return hidden.view(3 * len(row), -1)
+        )
+        edges = linear(f, to_edge @ project.weight, bias)
+        return edges, lattice, linear(angles, to_angle @ self.angle.weight)
+
+
+def _gather(
+    parts: tuple[Tensor, Tensor, Tensor],
+    row: Int[Tensor, " edges"],
+    frame: Int[Tensor, " edges"],
+    cosine: Int[Tensor, "edges 3"],
+) -> Float[Tensor, "edges3 channels"]:
+    edges, lattice, angles = parts
+    hidden = angles.index_select(0, cosine.reshape(-1)).view(len(row), 3, -1)
+    hidden = hidden + lattice.index_select(0, frame) + edges.index_select(0, row)[:, None]
+    return hidden.view(3 * len(row), -1)

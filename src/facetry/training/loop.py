@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from facetry.models.base import PropertyModel
@@ -197,6 +200,7 @@ class Fitting(pl.LightningModule):
                     self.device,
                     self.global_rank,
                     self.trainer.world_size,
+                    quick=True,
                 )
                 labels = val.labels.numpy()
                 scores = score_targets(self.targets, outputs, labels)
@@ -346,5 +350,22 @@ def run_fitting(fitting: Fitting) -> torch.device:
             enable_model_summary=False,
         )
         if not fitting.progress.finished:
-            trainer.fit(fitting)
+            with _interrupts():
+                trainer.fit(fitting)
         return trainer.strategy.root_device
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Ctrl-C reaches the caller as such; Lightning would exit and leave the signal switched off."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException:
+        raise
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main and handler is not None:
+            signal.signal(signal.SIGINT, handler)

@@ -25,6 +25,7 @@ from facetry import __version__
 from facetry.evaluation.intervals import REFERENCE_SIZE, conformal_quantile, domain_statistics
 from facetry.evaluation.metrics import TargetScores
 from facetry.graph.batch import Batch
+from facetry.kernels.allocator import keep_freed_memory
 from facetry.models import MODELS
 from facetry.models.base import PropertyModel
 from facetry.models.card import ModelCard, Target
@@ -333,6 +334,7 @@ class _Training:
 @contextmanager
 def _torch_settings(options: TrainingOptions) -> Iterator[None]:
     """Threads and random streams as the recipe wants them; the caller's come back afterwards."""
+    keep_freed_memory()
     threads = torch.get_num_threads()
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
