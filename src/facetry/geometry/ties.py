@@ -1,0 +1,269 @@
+"""Which of a crystal's tied frames see the same graph.
+
+Frames that a symmetry operation of the crystal carries into one another give identical graphs, that is the same
+distances and the same cosines to e1, e2, e3, so one of them stands for all: 24 frames of a cubic perovskite become
+one, 144 of rock salt become 6.
+
+How two graphs are compared. Each edge gets the positive number φ = exp(w·r/d) b(Z_i, Z_j, d), where w is a fixed
+irrational combination of the unit vectors of the frame: a number that depends on Z_i, Z_j, d and the three cosines
+and on nothing else. Sums of it do not depend on how atoms, edges or cells were listed. Three are taken: over all
+edges, over the squares of the sums at every atom, and over the products of these at both ends of an edge. The last
+two are needed. As a bare list of edges the graph of a crystal of one element looks centrosymmetric, every bond
+being there from both ends; in a polar one a mirror plane then makes frames look alike that are not.
+
+Two frames are equal when the lengths and angles of their vectors and all three sums agree. The tolerance of the sums
+is what a random error of ``quantum`` in every distance and cosine would cause. This is why sums of smooth numbers
+are used and not a hash of rounded ones: coordinates written with seven digits would fall on both sides of some
+rounding boundary nearly always. A class is represented by its member with the smallest sum. Where its members are
+equal to the last digits the choice does not matter; where they only agree within the tolerance it depends on the
+crystal alone, not on its cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from facetry.geometry.frameset import FrameSet, ranges
+from facetry.geometry.reduction import working_copy
+
+# Weights of the three cosines and of the two species: irrational, so that no symmetric arrangement adds up by chance.
+_COSINE = (0.7320508075688772, 1.1892071150027210, 1.5874010519681994)
+_CENTER, _NEIGHBOR = 0.6180339887498949, 0.7548776662466927
+_PAIRS_AT_ONCE = 1 << 18  # frames times edges worked on together: 2 MB an array
+
+
+def tie_classes(
+    frames: FrameSet,
+    crystal_of_edge: Int[Tensor, " edges"],
+    species_center: Int[Tensor, " edges"],
+    species_neighbor: Int[Tensor, " edges"],
+    edge_vector: Float[Tensor, "edges 3"],
+    lattice: Float[Tensor, "crystals 3 3"],
+    quantum: float = 1e-5,
+    *,
+    center: Int[Tensor, " edges"] | None = None,
+    neighbor: Int[Tensor, " edges"] | None = None,
+) -> FrameSet:
+    """One frame for each class of frames that see the same graph, with the summed weight of its class.
+
+    Edges are sorted by crystal; ``edge_vector`` (Å) points from centre to neighbour; species are any integers that
+    tell atoms apart. ``center`` and ``neighbor`` number the atoms and should be given: without them a graph is only
+    a list of edges, which can merge frames of a crystal of one element that its atoms distinguish. ``quantum``
+    (Å, or a cosine): graphs that differ by less, root mean square, count as equal.
+    """
+    rep, _ = _representatives(
+        frames, crystal_of_edge, species_center, species_neighbor, edge_vector, lattice, quantum, center, neighbor
+    )
+    weight = torch.zeros_like(frames.weight).index_add_(0, rep, frames.weight)
+    keep = rep == torch.arange(len(rep), device=rep.device)
+    return _subset(frames, keep, weight)
+
+
+def canonical_frames(
+    frames: FrameSet,
+    crystal_of_edge: Int[Tensor, " edges"],
+    species_center: Int[Tensor, " edges"],
+    species_neighbor: Int[Tensor, " edges"],
+    edge_vector: Float[Tensor, "edges 3"],
+    lattice: Float[Tensor, "crystals 3 3"],
+    quantum: float = 1e-5,
+    *,
+    center: Int[Tensor, " edges"] | None = None,
+    neighbor: Int[Tensor, " edges"] | None = None,
+) -> FrameSet:
+    """The one frame of each crystal whose graph has the smallest signature; arguments as in ``tie_classes``.
+
+    Depends on the crystal alone, like the average over all classes, but jumps where two signatures change places.
+    """
+    rep, key = _representatives(
+        frames, crystal_of_edge, species_center, species_neighbor, edge_vector, lattice, quantum, center, neighbor
+    )
+    least = torch.full((len(frames.num_frames),), torch.inf, dtype=key.dtype, device=key.device)
+    least.scatter_reduce_(0, frames.crystal, key, "amin")
+    candidates = torch.where(key == least[frames.crystal], rep, len(rep))
+    first = torch.full_like(frames.num_frames, len(rep)).scatter_reduce_(0, frames.crystal, candidates, "amin")
+    keep = first[frames.crystal] == torch.arange(len(rep), device=rep.device)
+    return _subset(frames, keep, torch.ones_like(frames.weight))
+
+
+def frame_vector_weights(
+    frames: FrameSet,
+) -> tuple[Int[Tensor, " vectors"], Int[Tensor, "vectors 3"], Float[Tensor, " vectors"]]:
+    """Every lattice vector that occurs in a frame: crystal, integer coefficients, share of frames that contain it.
+
+    ±v counts once, with its first non-zero coefficient positive; shares of one crystal add up to 3.
+    """
+    vector = frames.integer.reshape(-1, 3).to(torch.int64)
+    sign = vector.sign()
+    leading = torch.where(sign[:, 0] != 0, sign[:, 0], torch.where(sign[:, 1] != 0, sign[:, 1], sign[:, 2]))
+    vector = vector * leading[:, None]
+    crystal = frames.crystal.to(torch.int64).repeat_interleave(3)
+    largest = int(vector.abs().max()) if len(vector) else 0
+    base = 2 * largest + 1
+    if base**3 * max(len(frames.num_frames), 1) < 2**62:
+        digits = vector + largest
+        key = ((crystal * base + digits[:, 0]) * base + digits[:, 1]) * base + digits[:, 2]
+        unique, index = torch.unique(key, return_inverse=True)
+        rest, z = unique // base, unique % base - largest
+        rest, y = rest // base, rest % base - largest
+        rows = torch.stack((rest // base, rest % base - largest, y, z), 1)
+    else:
+        rows, index = torch.unique(torch.cat((crystal[:, None], vector), 1), dim=0, return_inverse=True)
+    weight = frames.weight.new_zeros(len(rows)).index_add_(0, index, frames.weight.repeat_interleave(3))
+    return rows[:, 0], rows[:, 1:], weight
+
+
+def _subset(frames: FrameSet, keep: Tensor, weight: Tensor) -> FrameSet:
+    crystal = frames.crystal[keep]
+    count = torch.zeros_like(frames.num_frames).index_add_(0, crystal, torch.ones_like(crystal))
+    return FrameSet(crystal, frames.integer[keep], weight[keep], count)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Edges of all crystals as the signature needs them."""
+
+    direction: Float[Tensor, "edges 3"]
+    weight: Float[Tensor, " edges"]  # logarithm of b(Z_i, Z_j, d)
+    center: Int[Tensor, " edges"] | None
+    neighbor: Int[Tensor, " edges"] | None
+    num_edges: Int[Tensor, " crystals"]
+    first_edge: Int[Tensor, " crystals"]
+    num_atoms: Int[Tensor, " crystals"] | None
+    first_atom: Int[Tensor, " crystals"] | None
+
+
+def _representatives(
+    frames: FrameSet,
+    crystal_of_edge: Tensor,
+    species_center: Tensor,
+    species_neighbor: Tensor,
+    edge_vector: Tensor,
+    lattice: Tensor,
+    quantum: float,
+    center: Tensor | None,
+    neighbor: Tensor | None,
+) -> tuple[Int[Tensor, " frames"], Float[Tensor, " frames"]]:
+    """For every frame the one that stands for its class, and the number frames are ordered by."""
+    device = frames.crystal.device
+    rep = torch.arange(len(frames.crystal), device=device)
+    key = torch.zeros(len(rep), dtype=torch.float64, device=device)
+    counts = frames.num_frames.to(torch.int64)
+    several = counts > 1
+    if not bool(several.any()):
+        return rep, key
+    lattice = working_copy(lattice)
+    vector = edge_vector.detach().to(lattice.device, torch.float64)
+    length = torch.linalg.vector_norm(vector, dim=-1).clamp_min(1e-12)
+    species = (species_center * _CENTER).frac() + (species_neighbor * _NEIGHBOR).frac()
+    num_edges = torch.bincount(crystal_of_edge, minlength=len(counts))
+    first_atom = num_atoms = None
+    if center is not None and neighbor is not None:
+        first_atom = torch.full_like(counts, torch.iinfo(counts.dtype).max)
+        first_atom.scatter_reduce_(0, crystal_of_edge, torch.minimum(center, neighbor), "amin")
+        last_atom = torch.full_like(counts, -1)
+        last_atom.scatter_reduce_(0, crystal_of_edge, torch.maximum(center, neighbor), "amax")
+        num_atoms = torch.where(num_edges > 0, last_atom - first_atom + 1, 0)
+    graph = _Graph(
+        vector / length[:, None],
+        0.8 * species.to(lattice.device, torch.float64) - length.log(),
+        center,
+        neighbor,
+        num_edges,
+        num_edges.cumsum(0) - num_edges,
+        num_atoms,
+        first_atom,
+    )
+    axes = frames.integer.to(lattice.device, torch.float64) @ lattice[frames.crystal]
+    first_frame = counts.cumsum(0) - counts
+    for count, crystals in _chunks(counts, num_edges, several):
+        rows = first_frame[crystals, None] + torch.arange(count, device=device)
+        chosen, smallest = _classes(axes[rows], crystals, graph, quantum)
+        rep[rows] = rows.gather(1, chosen)
+        key[rows] = smallest.to(device, key.dtype)
+    return rep, key
+
+
+def _chunks(counts: Tensor, num_edges: Tensor, several: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Crystals with equally many frames, so many at a time that an array of frames times edges stays small."""
+    for count in torch.unique(counts[several]).tolist():
+        crystals = (counts == count).nonzero().squeeze(1)
+        # frames are also compared with one another
+        cost = (num_edges[crystals] * count + count * count).cumsum(0)
+        split = torch.unique_consecutive(cost.div(_PAIRS_AT_ONCE, rounding_mode="floor"), return_counts=True)[1]
+        for part in crystals.split(split.tolist()):
+            yield count, part
+
+
+def _classes(
+    axes: Float[Tensor, "chunk frames 3 3"], crystals: Int[Tensor, " chunk"], graph: _Graph, quantum: float
+) -> tuple[Int[Tensor, "chunk frames"], Float[Tensor, "chunk frames"]]:
+    """For each frame of each crystal the number of its representative within the crystal, and its key."""
+    lengths = torch.linalg.vector_norm(axes, dim=-1)
+    unit = axes / lengths[..., None]
+    direction = (unit * axes.new_tensor(_COSINE)[:, None]).sum(-2)
+    sums = _sums(direction, crystals, graph)
+
+    # Relative error of a sum of E terms when every term has a random relative error of about 2 quantum.
+    error = 2.0 * quantum / graph.num_edges[crystals].clamp_min(1).to(axes.dtype).sqrt()
+    equal = torch.ones(*axes.shape[:2], axes.shape[1], dtype=torch.bool, device=axes.device)
+
+    def compare(values: Tensor, tolerance: Tensor | float) -> None:
+        equal.logical_and_((values[:, :, None] - values[:, None, :]).abs_() <= tolerance)
+
+    cosines = (unit[..., (0, 0, 1), :] * unit[..., (1, 2, 2), :]).sum(-1)
+    for values in (*lengths.unbind(-1), *cosines.unbind(-1)):
+        if bool((values.amax(1) - values.amin(1) > quantum).any()):  # most crystals: nothing to compare
+            compare(values, 2.0 * quantum)
+    key = torch.zeros_like(lengths[..., 0])
+    for power, values in enumerate(sums, 1):
+        values = values / values.mean(1, keepdim=True)
+        key = key + values
+        compare(values, power * error[:, None, None])
+    rep = torch.where(equal, key[:, None, :], torch.inf).argmin(-1)
+    for _ in range(3):  # closeness need not be transitive: follow the chain to its end
+        rep = rep.gather(1, rep)
+    return rep, key
+
+
+def _sums(
+    direction: Float[Tensor, "chunk frames 3"], crystals: Int[Tensor, " chunk"], graph: _Graph
+) -> list[Float[Tensor, "chunk frames"]]:
+    """The sums of φ over the edges of each crystal, for each frame; see the head of this file."""
+    counts = graph.num_edges[crystals]
+    edges = ranges(graph.first_edge[crystals], counts)
+    which = torch.arange(len(crystals), device=edges.device).repeat_interleave(counts)
+    r = graph.direction.index_select(0, edges)
+    weight = graph.weight.index_select(0, edges)[:, None]
+    center = neighbor = owner = None
+    if graph.center is not None and graph.neighbor is not None:
+        atoms = graph.num_atoms[crystals]
+        owner = torch.arange(len(crystals), device=edges.device).repeat_interleave(atoms)
+        shift = (atoms.cumsum(0) - atoms - graph.first_atom[crystals])[which]
+        center, neighbor = graph.center[edges] + shift, graph.neighbor[edges] + shift
+    parts = []
+    # a crystal too large for one go is cut by frames
+    width = max(1, 16 * _PAIRS_AT_ONCE // max(len(edges), 1))
+    for w in direction.split(width, dim=1):
+        x, y, z = (component.contiguous().index_select(0, which) for component in w.unbind(-1))
+        phi = torch.addcmul(weight, r[:, :1], x).addcmul_(r[:, 1:2], y).addcmul_(r[:, 2:], z).exp_()
+        total = torch.zeros_like(w[..., 0])
+        if center is None:
+            parts.append([total.index_add_(0, which, phi)])
+            continue
+        around = phi.new_zeros(len(owner), phi.shape[1])
+        at_atom = around.index_add(0, center, phi)
+        beyond = around.index_add_(0, center, phi.mul_(at_atom.index_select(0, neighbor)))
+        parts.append(
+            [
+                total.index_add(0, owner, at_atom),
+                total.index_add(0, owner, at_atom.square()),
+                total.index_add_(0, owner, at_atom.mul_(beyond)),
+            ]
+        )
+    return [torch.cat(columns, 1) for columns in zip(*parts, strict=True)]
