@@ -69,7 +69,7 @@ def evaluate(
                 outputs[row] = outcome.values["output"]
             predictions.extend(translate(outcome))
     failed = int(np.isnan(outputs).any(axis=1).sum())
-    scores = score_targets(targets, outputs, truth, resamples=resamples, seed=seed)
+    scores = score_targets(targets, outputs, truth, resamples=resamples, intervals=True, seed=seed)
     return Scores(tuple(scores), failed, predictions, truth)
 
 

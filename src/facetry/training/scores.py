@@ -74,11 +74,14 @@ def score_targets(
     labels: Float[np.ndarray, "crystals targets"],
     resamples: int = 1,
     intervals: bool = False,
+    seed: int = 0,
 ) -> list[TargetScores]:
     """Metrics of every target; `labels` are physical values and class numbers, NaN where missing.
 
-    `intervals` adds their coverage, which says nothing on the crystals that they were calibrated on.
+    `intervals` adds their coverage, which says nothing on the crystals that they were calibrated on. `seed`
+    is that of the bootstrap.
     """
+    drawn = {"resamples": resamples, "seed": seed}
     scores = []
     for index, (target, columns) in enumerate(zip(targets, output_columns(targets), strict=True)):
         output, label = outputs[:, columns], labels[:, index]
@@ -87,9 +90,7 @@ def score_targets(
             half = target.quantile if intervals else None
             lower, upper = (None, None) if half is None else (value - half, value + half)
             scores.append(
-                regression_scores(
-                    value, label, lower, upper, target=target.name, unit=target.unit, resamples=resamples
-                )
+                regression_scores(value, label, lower, upper, target=target.name, unit=target.unit, **drawn)
             )
             continue
         if target.task == "binary":
@@ -99,9 +100,7 @@ def score_targets(
             probability = softmax(output, axis=1)
         true = np.where(np.isnan(label), -1, label).astype(np.int64)
         scores.append(
-            classification_scores(
-                probability, true, classes=target.classes, target=target.name, resamples=resamples
-            )
+            classification_scores(probability, true, classes=target.classes, target=target.name, **drawn)
         )
     return scores
 
