@@ -1,6 +1,7 @@
 """Tensors in, tensors out: lattices, reduced and primitive cells, and the frames of a crystal."""
 
-from facetry.geometry.frames import FrameSet, continuous_frames, published_frame, tied_frames
+from facetry.geometry.frames import continuous_frames, published_frame, tied_frames
+from facetry.geometry.frameset import FrameSet
 from facetry.geometry.lattice import (
     apply_strain,
     cart_to_frac,
@@ -14,24 +15,31 @@ from facetry.geometry.lattice import (
     reciprocal,
     volume,
 )
+from facetry.geometry.primitive import PrimitiveCells, primitive_cell
 from facetry.geometry.reduction import minkowski_reduce, niggli_reduce
+from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
 
 __all__ = [
     "FrameSet",
+    "PrimitiveCells",
     "apply_strain",
+    "canonical_frames",
     "cart_to_frac",
     "cell_parameters",
     "continuous_frames",
     "determinant",
     "frac_to_cart",
+    "frame_vector_weights",
     "inverse",
     "lattice_from_parameters",
     "metric",
     "minkowski_reduce",
     "niggli_reduce",
     "plane_spacings",
+    "primitive_cell",
     "published_frame",
     "reciprocal",
+    "tie_classes",
     "tied_frames",
     "volume",
 ]

@@ -147,25 +147,21 @@ def _find_maps(
     cells = cells.reduced()
     transform = cells.transform.new_zeros(lattice.shape) + torch.eye(3, dtype=lattice.dtype, device=device)
     copy_of = torch.arange(len(dense), device=device)
-    found_any = False
     while len(cells.crystal):
         translations = _translations(cells, divisor, rarest, tolerance)
         if translations is None:
             break
-        cells, merged = _divide(cells, translations)
-        found_any = True
-        copy_of[merged[0]] = merged[1]
+        cells, atoms, same = _divide(cells, translations)
+        copy_of[atoms] = same
         transform[cells.crystal] = cells.transform
         cells, divisor, rarest = _repeating(cells)
-        if len(cells.crystal):
-            cells = cells.reduced()
-            transform[cells.crystal] = cells.transform
-    if not found_any:
+        cells = cells.reduced()
+    changed = (determinant(transform).abs() > 1.5).nonzero().squeeze(1)
+    if len(changed) == 0:
         return None
     # a copy of a copy: follow to the end; each round of the search adds one step
     while not torch.equal(copy_of, copy_of[copy_of]):
         copy_of = copy_of[copy_of]
-    changed = (determinant(transform).abs() > 1.5).nonzero().squeeze(1)
     basis = inverse(transform[changed]) @ lattice[changed]
     _, change = minkowski_reduce(basis)
     transform[changed] = (transform[changed] @ inverse(change.to(lattice.dtype)).round()).round()
@@ -224,14 +220,13 @@ def _translations(
     crystal, prime, steps = crystal[good], prime[good], steps[good]
 
     closed = _stabiliser(crystal, prime, steps)
-    smallest = torch.full_like(divisor, torch.iinfo(divisor.dtype).max)
+    smallest = torch.full_like(divisor, torch.iinfo(divisor.dtype).max)  # one prime at a time
     smallest.scatter_reduce_(0, crystal[closed], prime[closed], "amin")
     keep = closed & (prime == smallest[crystal])
     if not bool(keep.any()):
         return None
     image = image[keep.repeat_interleave(cells.num_atoms[crystal])]
-    found = _Translations(crystal[keep], prime[keep], steps[keep], image)
-    return _free(cells, found)
+    return _Translations(crystal[keep], prime[keep], steps[keep], image)
 
 
 def _candidates(
@@ -329,41 +324,80 @@ def _all_found(image: Tensor, count: Tensor) -> Tensor:
 
 
 def _stabiliser(crystal: Tensor, prime: Tensor, steps: Tensor) -> Tensor:
-    """Which translations keep the set of all of their crystal and prime when they are added to it.
+    """Which translations keep the set of all of their crystal and prime, zero included, when added to it.
 
-    With zero that is a group, and it is the whole set when the set is one. The two differ only where noise about as
-    large as the tolerance lets a translation pass and not its multiples; then the smaller, sure set is taken.
+    They form a group, and are the whole set when that is one. The two differ only where noise of about the size
+    of the tolerance lets a translation pass and not its multiples; then the smaller, sure group is taken.
     """
-    group, index, size = torch.unique(
+    _, index, size = torch.unique(
         torch.stack((crystal, prime), 1), dim=0, return_inverse=True, return_counts=True
     )
-    p = group[:, 1]
-    whole = (size + 1 == p) | (size + 1 == p**2) | (size + 1 == p**3)
     order = index.argsort(stable=True)
     first = size.cumsum(0) - size
     left = torch.arange(len(index), device=index.device).repeat_interleave(size[index])
     right = order[ranges(first[index], size[index])]
     total = torch.remainder(steps[left] + steps[right], prime[left, None])
+    base = int(prime.max())
 
-    def key(at: Tensor, n: Tensor) -> Tensor:
-        q = prime[at]
-        return ((index[at] * (int(prime.max()) + 1) + n[:, 0]) * q + n[:, 1]) * q + n[:, 2]
+    def key(group: Tensor, n: Tensor) -> Tensor:
+        return ((group * base + n[:, 0]) * base + n[:, 1]) * base + n[:, 2]
 
-    every = torch.arange(len(index), device=index.device)
-    inside = torch.isin(key(left, total), key(every, steps)) | (total == 0).all(-1)
+    inside = torch.isin(key(index[left], total), key(index, steps)) | (total == 0).all(-1)
     outside = torch.zeros_like(index).index_add_(0, left, (~inside).to(index.dtype))
-    return (outside == 0) & whole[index] | (outside == 0) & ~whole[index]
+    return outside == 0
 
 
-def _free(cells: _Cells, found: _Translations) -> _Translations | None:
-    """Without crystals where two atoms are carried to one (sites closer than the tolerance): they stay as they are."""
-    counts = cells.num_atoms[found.crystal]
-    index = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    pairs = index * len(cells.species) + found.image
-    _, hits = torch.unique(pairs, return_inverse=True, return_counts=True)[1:]
-    return found if bool((hits == 1).all()) else None
+def _divide(cells: _Cells, found: _Translations) -> tuple[_Cells, Tensor, Tensor]:
+    """Smaller cells of the crystals with translations; the input atoms of these, and what each is a copy of."""
+    crystals = len(cells.num_atoms)
+    size = torch.bincount(found.crystal, minlength=crystals) + 1  # of the group, with the identity
+    owner = cells.owner
+    first = cells.num_atoms.cumsum(0) - cells.num_atoms
+    every = torch.arange(len(owner), device=owner.device)
+
+    count = cells.num_atoms[found.crystal]
+    copy_of = every.scatter_reduce(0, ranges(first[found.crystal], count), found.image, "amin")
+    # Sites of one species closer than the tolerance can be carried to one place; such crystals stay as they are.
+    copies = torch.bincount(copy_of, minlength=len(owner))
+    kept = copy_of == every
+    bad = (copies[copy_of] != size[owner]) | ~kept[copy_of]
+    spoilt = torch.zeros(crystals, dtype=torch.int64, device=owner.device)
+    spoilt.index_add_(0, owner, bad.to(torch.int64))
+    chosen = ((size > 1) & (spoilt == 0)).nonzero().squeeze(1)
+
+    divide = inverse(_finer_basis(found, crystals, cells.lattice.dtype))
+    divide = torch.where((size > 1)[:, None, None], divide, torch.eye(3).to(divide)).round()
+    frac = _average(cells.frac, copy_of, divide[owner])
+    atoms = ranges(first[chosen], cells.num_atoms[chosen])
+    stay = atoms[kept[atoms]]
+    smaller = _Cells(
+        cells.crystal[chosen],
+        inverse(divide[chosen]) @ cells.lattice[chosen],
+        (cells.transform @ divide)[chosen],
+        frac[stay],
+        cells.species[stay],
+        cells.origin[stay],
+        cells.num_atoms[chosen] // size[chosen],
+    )
+    return smaller, cells.origin[atoms], cells.origin[copy_of[atoms]]
 
 
-def _divide(cells: _Cells, found: _Translations) -> tuple[_Cells, tuple[Tensor, Tensor]]:
-    """Smaller cells of the crystals with translations; and which input atoms became copies of which."""
-    raise NotImplementedError
+def _finer_basis(found: _Translations, crystals: int, dtype: torch.dtype) -> Float[Tensor, "crystals 3 3"]:
+    """Basis of the lattice that the translations add, in units of the old vectors.
+
+    The translations and whole vectors are all points of that lattice in the cell, so its Hermite normal form is
+    read off: row m is the point with m zeros in front, then the smallest positive entry.
+    """
+    p, n = found.prime, found.steps
+    order = torch.ones(crystals, dtype=p.dtype, device=p.device).scatter_(0, found.crystal, p)
+    key = (n[:, 0] * p + n[:, 1]) * p + n[:, 2]
+    absent = torch.iinfo(key.dtype).max
+    rows = []
+    for m in range(3):
+        fits = (n[:, m] > 0) & (n[:, :m] == 0).all(-1)
+        least = torch.full_like(order, absent)
+        least.scatter_reduce_(0, found.crystal, key.masked_fill(~fits, absent), "amin")
+        point = torch.stack((least // (order * order), least // order % order, least % order), -1)
+        whole = torch.nn.functional.one_hot(torch.tensor(m, device=p.device), 3) * order[:, None]
+        rows.append(torch.where((least == absent)[:, None], whole, point))
+    return torch.stack(rows, 1).to(dtype) / order[:, None, None]
