@@ -38,6 +38,7 @@ SETS: dict[str, str] = {
     "jarvis_dft3d_subset": "jarvis_dft3d_subset",
     "jarvis_vacancy": "jarvis_vacancy",
     "jdft2d": "mb_jdft2d",
+    "matbench_jdft2d": "mb_jdft2d",
     "mb_jdft2d": "mb_jdft2d",
     "mlearn_ff": "mlearn_ff",
     "mp20": "mp20",
@@ -53,14 +54,24 @@ SETS: dict[str, str] = {
 
 
 def resolve(name: str) -> str:
-    """The set that a name or an alias means, in any case, with - or _. Raises KeyError naming the nearest."""
-    key = name.lower().replace("-", "_")
-    for known, manifest in SETS.items():
-        if known.replace("-", "_") == key:
-            return manifest
-    near = get_close_matches(key, SETS, n=2, cutoff=0.5)
+    """The set that a name or an alias means; case, - and _ do not matter.
+
+    Raises ValueError naming the nearest ones."""
+    found = _known(name)
+    if found is not None:
+        return found
+    near = get_close_matches(name.lower(), SETS, n=2, cutoff=0.5)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise KeyError(f"there is no data set {name!r}{hint}; known: {', '.join(list_sets())}")
+    raise ValueError(
+        f"there is no data set and no file or folder {name!r}{hint}; data sets: {', '.join(list_sets())}"
+    )
+
+
+def _known(name: str) -> str | None:
+    def plain(text: str) -> str:
+        return text.lower().replace("-", "").replace("_", "")
+
+    return {plain(known): file for known, file in SETS.items()}.get(plain(name))
 
 
 def list_sets() -> list[str]:
@@ -109,14 +120,30 @@ def dataset(
     limit: int | Mapping[str, int] | None = None,
     seed: int = 0,
     fold: int | None = None,
+    **own: Any,
 ) -> Splits:
     """Crystals and targets of a named set or of your own files, divided into train, val and test.
 
-    `target`: one or several column names; None is the default target of a named set, or every column of
-    numbers of your own. `limit` keeps a random part, see `limit_splits`. `fold` chooses one fold of a set
-    that is evaluated by cross-validation.
-    """
-    from facetry.data.named import named_splits
+    `name` is a named set, or the path of a folder with a CSV, of a .csv or of a .parquet. `target`: one or
+    several column names; None is the default target of a named set, or every column of numbers of your own.
+    `limit` keeps a random part, see `limit_splits`. `fold` chooses one fold of a set that is evaluated by
+    cross-validation. For your own files `fractions`, `group` and `tasks` may follow, see `tables.own_splits`.
 
-    splits = named_splits(info(str(name)), target, fold)
+    Raises ValueError naming the nearest set for a name that is neither a set nor a path; DataNotFound with
+    every place tried when the files of a set are missing; TableError for a mistake in a table.
+    """
+    path = Path(name).expanduser()
+    known = isinstance(name, str) and _known(name) is not None
+    if known or not path.exists():
+        if own:
+            raise ValueError(f"{', '.join(own)}: only for your own files, {name} is a named set")
+        from facetry.data.named import named_splits
+
+        splits = named_splits(info(str(name)), target, fold)
+    else:
+        if fold is not None:
+            raise ValueError(f"{name}: your own files have no folds; leave fold out")
+        from facetry.data.tables import own_splits
+
+        splits = own_splits(path, target, seed, **own)
     return limit_splits(splits, limit, seed)

@@ -46,7 +46,7 @@ ROOT3 = 1.7320508
 
 @dataclass(frozen=True)
 class Prototype:
-    """Lattice rows in units of `edge`, which itself is in units of the edge of an fcc cube of the same metals;
+    """Lattice rows in units of `edge`, itself in units of the edge of an fcc cube of the same metals;
     fractional coordinates of the sites; which species (A, B, C) is on each."""
 
     lattice: Sequence[Sequence[float]]
@@ -79,7 +79,10 @@ PROTOTYPES: dict[str, Prototype] = {
         HCP,
     ),
     "C11b": Prototype(
-        ((1, 0, 0), (0, 1, 0), (0.5, 0.5, 1.5)), ((0, 0, 0), (1 / 3, 1 / 3, 1 / 3), (2 / 3, 2 / 3, 2 / 3)), "BAA", BCC
+        ((1, 0, 0), (0, 1, 0), (0.5, 0.5, 1.5)),
+        ((0, 0, 0), (1 / 3, 1 / 3, 1 / 3), (2 / 3, 2 / 3, 2 / 3)),
+        "BAA",
+        BCC,
     ),
     "L12": Prototype(_CUBE, _FACES, "BAAA"),
     "D022": Prototype(
@@ -128,7 +131,11 @@ class _Uniform:
 
 def _supercell(prototype: Prototype, repeats: tuple[int, int, int]) -> Prototype:
     shifts = list(itertools.product(*(range(n) for n in repeats)))
-    sites = [[(x + s) / n for x, s, n in zip(xyz, shift, repeats, strict=True)] for xyz in prototype.sites for shift in shifts]
+    sites = [
+        [(x + s) / n for x, s, n in zip(xyz, shift, repeats, strict=True)]
+        for xyz in prototype.sites
+        for shift in shifts
+    ]
     lattice = [[x * n for x in row] for row, n in zip(prototype.lattice, repeats, strict=True)]
     return Prototype(lattice, sites, "", prototype.edge)
 
@@ -162,10 +169,10 @@ def _dot(rows: Float[np.ndarray, "n 3"], matrix: Float[np.ndarray, "3 3"]) -> Fl
 
 
 @cache
-def crystals() -> tuple[CrystalTable, tuple[str, ...], tuple[str, ...]]:
-    """The crystals, the prototype of each, and the parent of which each is a variant."""
+def crystals() -> tuple[CrystalTable, tuple[str, ...]]:
+    """The crystals and the prototype of each; a name ends in the number of the parent and of the variant."""
     draw = _Uniform(SEED + 1)
-    lattices, coords, numbers, names, prototypes, parents = [], [], [], [], [], []
+    lattices, coords, numbers, names, prototypes = [], [], [], [], []
     for count, (name, prototype, species) in enumerate(_parents()):
         edge = prototype.edge * sum(map(lattice_constant, species)) / len(species)
         rest = np.array(prototype.lattice, dtype=float) * edge
@@ -183,7 +190,6 @@ def crystals() -> tuple[CrystalTable, tuple[str, ...], tuple[str, ...]]:
             numbers += [atomic_number(s) for s in species]
             names.append(f"{_formula(species)}-{name}-{count:03d}-{variant}")
             prototypes.append(name)
-            parents.append(f"{count:03d}")
     sizes = [len(c) for c in coords]
     table = CrystalTable(
         np.round(np.array(lattices), 8) + 0.0,
@@ -192,7 +198,7 @@ def crystals() -> tuple[CrystalTable, tuple[str, ...], tuple[str, ...]]:
         np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         np.array(names, dtype=object),
     )
-    return table, tuple(prototypes), tuple(parents)
+    return table, tuple(prototypes)
 
 
 def _inverse(m: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
@@ -221,7 +227,7 @@ def table() -> pa.Table:
     """The whole set with its labels, as Arrow table in the common format."""
     import pyarrow as pa
 
-    found, prototypes, _ = crystals()
+    found, prototypes = crystals()
     labels = label(found)
     arrow = found.to_arrow()
     forces = np.round(labels.forces, 8) + 0.0

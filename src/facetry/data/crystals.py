@@ -208,7 +208,8 @@ class CrystalTable(Sequence[Crystal]):
         if missing:
             have = ", ".join(table.column_names)
             raise TableError(
-                f"{source}: expected the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing, have {have}"
+                f"{source}: expected the columns {', '.join(COLUMNS)}; "
+                f"{', '.join(missing)} missing, have {have}"
             )
         numbers, atom_counts = column_lists(table, wanted[0], source)
         coords, coord_counts = column_lists(table, wanted[1], source)

@@ -118,9 +118,9 @@ class Splits:
     """A set divided for training: `.train`, `.val`, `.test`, or `.folds` where the official protocol is
     cross-validation (then take `folds[i]`, or pass `fold=i` to `dataset`).
 
-    `official`: the division is the published one. `complete`: nothing of the published set is missing. `notes`
-    say in words what a reader of the numbers must know. `unlabelled` holds rows without any target, `skipped`
-    the inputs that gave no crystal, with the reason.
+    `official`: the division is the published one. `complete`: nothing of the set is missing. `notes` say in
+    words what a reader of the numbers must know. `unlabelled` holds rows without any target, `skipped` the
+    inputs that gave no crystal, with the reason.
     """
 
     name: str

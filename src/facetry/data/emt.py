@@ -1,8 +1,8 @@
 """Effective medium theory for many small crystals at once: energies, forces, stresses of seven metals.
 
 The potential of Jacobsen, Stoltze and Nørskov (Surf. Sci. 366, 394 (1996)) with their parameters and the
-cutoff that ASE uses. Equal to ASE's calculator to 1e-12, and some twenty times faster on cells of a few atoms,
-because all crystals go through one set of array operations.
+cutoff that ASE uses. Equal to ASE's calculator to 1e-12, and some twenty times faster on cells of a few
+atoms, because all crystals go through one set of array operations.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def lattice_constant(symbol: str) -> float:
 @dataclass(frozen=True)
 class Labels:
     """Energy per atom in eV/atom, relative to the pure fcc metals at rest; forces in eV/Å; stress in eV/Å^3
-    as xx, yy, zz, yz, xz, xy, positive under tension (the derivative of the energy by strain, over volume)."""
+    as xx, yy, zz, yz, xz, xy, positive under tension (energy derived by strain, over volume)."""
 
     energy_per_atom: Float[np.ndarray, " crystals"]
     forces: Float[np.ndarray, "atoms 3"]
@@ -79,7 +79,9 @@ def _edges(
     volume = abs(np.linalg.det(lattice))
     heights = volume / np.linalg.norm(np.cross(lattice[[1, 2, 0]], lattice[[2, 0, 1]]), axis=1)
     reach = np.floor(CUTOFF / heights + 0.5).astype(int)
-    images = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij"), axis=-1).reshape(-1, 3)
+    images = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij"), axis=-1).reshape(
+        -1, 3
+    )
     between = frac[None, :, :] - frac[:, None, :]
     between -= np.rint(between)
     vectors = (between[:, :, None, :] + images) @ lattice
@@ -96,7 +98,8 @@ def label(crystals: CrystalTable) -> Labels:
     if len(strange):
         row = np.searchsorted(crystals.offsets, strange[0], side="right") - 1
         raise ValueError(
-            f"{crystals.names[row]}: no EMT parameters for {SYMBOLS[numbers[strange[0]]]}; it knows {', '.join(ELEMENTS)}"
+            f"{crystals.names[row]}: no EMT parameters for {SYMBOLS[numbers[strange[0]]]}; "
+            f"it knows {', '.join(ELEMENTS)}"
         )
     starts = crystals.offsets[:-1]
     parts = [
@@ -142,7 +145,8 @@ def _evaluate(
     by_r += half[centre] * pair * (slope - p["kappa"][zj] / BETA)
     pull = (by_r / r)[:, None] * vectors  # on the centre, towards the neighbour
     forces = np.stack(
-        [np.bincount(centre, pull[:, k], atoms) - np.bincount(neighbor, pull[:, k], atoms) for k in range(3)], axis=1
+        [np.bincount(centre, pull[:, k], atoms) - np.bincount(neighbor, pull[:, k], atoms) for k in range(3)],
+        axis=1,
     )
     owner = np.repeat(np.arange(len(crystals)), crystals.num_atoms)
     volume = np.abs(np.linalg.det(crystals.lattice))

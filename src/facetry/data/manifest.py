@@ -29,8 +29,8 @@ class Original(_Table):
 class File(_Table):
     """One Parquet file of the set.
 
-    `fingerprint` is that of the crystals (`CrystalTable.fingerprint`), which a file converted from an original
-    must have. An official file of which neither hash nor fingerprint is known is accepted if it has the right
+    `fingerprint` is that of the crystals (`CrystalTable.fingerprint`), which a converted original must have.
+    An official file of which neither hash nor fingerprint is known is accepted if it has the right
     number of rows, shares nothing with the other parts, and holds the file named by `contains`. `part_of` is
     how many rows the official file has where this one is a part of it.
     """
@@ -81,9 +81,9 @@ class Split(_Table):
 
     `files`: train, val and test are files; where there is no val, or no train yet, the file `divide` gives
     nine tenths to train and one to val. `column`: a column says train, val or test, each target may name its
-    own ("@file": the file a row is in). `folds`: a column numbers the test folds. `ours`: no official split
-    exists; groups of rows that belong together (`group`: formula, a column, or every row for itself) are drawn
-    by a hash, so the split is the same for everyone. `none`: everything is in train.
+    own ("@file": the file a row is in). `folds`: a column numbers the test folds. `ours`: no official
+    split exists; groups of rows that belong together (`group`: formula, a column, or every row for itself)
+    are drawn by a hash, so the split is the same for everyone. `none`: everything is in train.
     """
 
     kind: Literal["files", "column", "folds", "ours", "none"]

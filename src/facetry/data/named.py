@@ -140,12 +140,17 @@ def _file_splits(manifest: Manifest, names: list[str]) -> Splits:
         whole = parts["train"]
         drawn = group_split(_groups(manifest, whole, {}), (0.9, 0.1, 0.0), manifest.name)
         parts |= {"train": whole.select(drawn == 0), "val": whole.select(drawn == 1)}
-        notes = (f"train and val are divided by us: nine tenths and one tenth of the official {scheme.divide}",)
+        notes = (
+            f"train and val are divided by us: nine tenths and one tenth of the official {scheme.divide}",
+        )
     missing = any(
-        manifest.files[key].part_of or any(f.contains == key for f in manifest.files.values()) for key in keys.values()
+        manifest.files[key].part_of or any(f.contains == key for f in manifest.files.values())
+        for key in keys.values()
     )
     official = scheme.official and not (divided and scheme.divide != scheme.train)
-    return _finish(manifest, Splits(manifest.name, parts, notes=notes, official=official, complete=not missing))
+    return _finish(
+        manifest, Splits(manifest.name, parts, notes=notes, official=official, complete=not missing)
+    )
 
 
 def _column_parts(manifest: Manifest, names: list[str], tables: dict[str, pa.Table]) -> np.ndarray:
@@ -154,7 +159,11 @@ def _column_parts(manifest: Manifest, names: list[str], tables: dict[str, pa.Tab
     order = {"train": 0, "val": 1, "test": 2}
     part = None
     for column in sorted(columns):
-        values = [v for k, t in tables.items() for v in ([k] * len(t) if column == "@file" else t[column].to_pylist())]
+        values = [
+            v
+            for k, t in tables.items()
+            for v in ([k] * len(t) if column == "@file" else t[column].to_pylist())
+        ]
         new = np.array([order.get(v, -1) for v in values])
         if part is None:
             part = new
@@ -234,7 +243,8 @@ def _extra(source: str, table: pa.Table, name: str, info: ExtraInfo, crystals: C
     if not np.array_equal(counts, expected):
         row = int(np.nonzero(counts != expected)[0][0])
         raise ValueError(
-            f"{source}: {crystals.names[row]}: {column} should hold {expected[row]} numbers, it has {counts[row]}"
+            f"{source}: {crystals.names[row]}: {column} should hold {expected[row]} numbers, "
+            f"it has {counts[row]}"
         )
     if source == "mlearn_ff" and name == "stress":
         from facetry.data.originals import mlearn_stress

@@ -1,6 +1,6 @@
-"""From published files to ours: CSV and Feather files with a `cif` column, as CDVAE and DiffCSP distribute them.
+"""From published files to ours: CSV and Feather files with a `cif` column, as CDVAE and DiffCSP have them.
 
-The numbers printed in the CIF text are kept as they are: not wrapped into the cell, nothing snapped to thirds.
+The numbers printed in the CIF text are kept: not wrapped into the cell, nothing snapped to thirds.
 """
 
 from __future__ import annotations
@@ -221,7 +221,9 @@ def _unknown_problem(manifest: Manifest, key: str, crystals: CrystalTable, arrow
         part = CrystalTable.from_parquet(find(manifest, entry.contains))
         missing = [n for n in part.names.tolist() if n not in where]
         if missing:
-            return f"{len(missing)} of the {len(part)} crystals of {entry.contains} are not in it ({missing[0]})"
+            return (
+                f"{len(missing)} of the {len(part)} crystals of {entry.contains} are not in it ({missing[0]})"
+            )
         if _differ(crystals.select([where[n] for n in part.names.tolist()]), part):
             return f"crystals shared with {entry.contains} differ"
     for other in manifest.files:
@@ -239,7 +241,9 @@ def _unknown_problem(manifest: Manifest, key: str, crystals: CrystalTable, arrow
 def _differ(one: CrystalTable, two: CrystalTable) -> bool:
     """Whether crystals in the same order differ by more than 1e-4: a carrier may have snapped coordinates to
     thirds, or wrapped them into the cell."""
-    if not (np.array_equal(one.atomic_numbers, two.atomic_numbers) and np.array_equal(one.offsets, two.offsets)):
+    if not (
+        np.array_equal(one.atomic_numbers, two.atomic_numbers) and np.array_equal(one.offsets, two.offsets)
+    ):
         return True
     shift = one.frac_coords - two.frac_coords
     return bool(np.abs(shift - np.rint(shift)).max() > 1e-4 or np.abs(one.lattice - two.lattice).max() > 1e-4)

@@ -117,8 +117,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 def _write_problem(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{path}: no space left while writing; free some, or set FACETRY_CACHE to a folder on another disk"
-    return f"{path}: could not be written ({error.strerror or error}); set FACETRY_CACHE to a folder you may write"
+        return f"{path}: no space left while writing; free some, or set FACETRY_CACHE to another disk"
+    reason = error.strerror or error
+    return f"{path}: could not be written ({reason}); set FACETRY_CACHE to a folder you may write to"
 
 
 def locate(manifest: Manifest, key: str) -> Path | None:
