@@ -88,7 +88,11 @@ class Scores:
 
     def __str__(self) -> str:
         lines = [str(scores) for scores in self.targets]
-        return "\n".join(lines + ([f"{self.failed} crystals gave no value"] if self.failed else []))
+        if self.failed:
+            bad = next((p for p in self.predictions if p.status != "ok"), None)
+            first = "" if bad is None else f", such as {bad.name or bad.source}: {bad.message}"
+            lines.append(f"{self.failed} crystals gave no value{first}")
+        return "\n".join(lines)
 
     def true_value(self, number: int) -> float | str | None:
         """The label behind `predictions[number]`, as the prediction states its value; None if missing."""

@@ -61,7 +61,7 @@ def items_of_paths(paths: Sequence[str | PathLike[str]], workers: int | None = N
 
 
 def _is_structure(obj: Any) -> bool:
-    return hasattr(obj, "frac_coords") or (hasattr(obj, "cell") and hasattr(obj, "numbers"))
+    return hasattr(obj, "species_and_occu") or (hasattr(obj, "cell") and hasattr(obj, "positions"))
 
 
 def _converted(obj: Any, index: int) -> Item:
