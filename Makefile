@@ -1,0 +1,36 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else: each makes .venv when it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint bench clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+$(VENV)/user: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/developer: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@ $(VENV)/user
+
+demo: $(VENV)/user  ## train, evaluate, predict and report on the data that ships (minutes)
+	$(BIN)/facetry demo
+
+test: $(VENV)/developer  ## all tests; real data are used where FACETRY_DATA names their folder
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/developer  ## style
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+
+bench: $(VENV)/developer  ## the speed tables of the README
+	$(BIN)/python -m benchmarks.speed
+
+clean:  ## remove the environment and what tests and builds left
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache
