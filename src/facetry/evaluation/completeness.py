@@ -81,6 +81,9 @@ class Displacement(NamedTuple):
     """`rms` over (volume per atom)^(1/3), as structure matchers report it."""
     lattice: float
     """The largest component of the error of e1, e2, e3, Å. In float32 it grows with ‖e‖, as rounding does."""
+    merging: float = 0.0
+    """The part of `rms` that arose before the graph: a builder that divides out translations puts an atom at
+    the average of its copies. 0 where the given cell was primitive."""
 
 
 def equivariant_graph(
@@ -237,7 +240,7 @@ def completeness_error(
     dtype: type[np.floating] = np.float64,
     equivariant: bool = False,
 ) -> Displacement:
-    """How far the crystal rebuilt from graph `index` of a batch is from `crystal`.
+    """How far the crystal rebuilt from graph `index` of a batch is from `crystal`, from which it was built.
 
     The graph is rounded to `dtype` first, as a model of that precision reads it. The atoms correspond by
     their order (through `batch.atom_map` where the builder has merged atoms into a primitive cell). The
@@ -250,33 +253,49 @@ def completeness_error(
     """
     one = batch.select([index])
     frame = equivariant_graph(one).frame
-    if equivariant:
-        rebuilt = reconstruct_equivariant(*equivariant_graph(one, dtype=dtype), name=crystal.name)
-    else:
-        rebuilt = reconstruct(*invariant_graph(one, dtype=dtype), name=crystal.name)
-    rows = np.arange(len(rebuilt)) if one.atom_map is None else one.atom_map.cpu().numpy()
+    rows = np.arange(len(one.frac_coords)) if one.atom_map is None else one.atom_map.cpu().numpy()
     if len(rows) != len(crystal):
         raise ValueError(
             f"{crystal.name or 'crystal'}: {len(crystal)} atoms, but the graph was built from {len(rows)};"
             " give the crystal that the graph was built from"
         )
-    true, found = crystal.cart_coords, rebuilt.cart_coords[rows]
-
-    rotation = _proper_rotation(rebuilt.lattice, frame)
-    shift = found @ rotation - true
-    shift -= shift[0]
-    whole = np.rint(np.linalg.solve(frame.T, shift.T).T) @ frame
-    target = true + whole  # the images that the tree has reached
-    centered, aim = found - found.mean(axis=0), target - target.mean(axis=0)
-    rotation = _proper_rotation(np.concatenate([rebuilt.lattice, centered]), np.concatenate([frame, aim]))
-    distance = np.linalg.norm(centered @ rotation - aim, axis=1)
-    rms = float(np.sqrt(np.mean(distance**2)))
+    if equivariant:
+        rebuilt = reconstruct_equivariant(*equivariant_graph(one, dtype=dtype), name=crystal.name)
+    else:
+        rebuilt = reconstruct(*invariant_graph(one, dtype=dtype), name=crystal.name)
+    distance, lattice = _superpose(rebuilt.cart_coords[rows], rebuilt.lattice, crystal.cart_coords, frame)
+    rms, merging = _rms(distance), 0.0
+    if len(rows) != len(one.frac_coords):
+        merged = (one.frac_coords @ one.lattice[0]).detach().cpu().double().numpy()
+        merging = _rms(_superpose(merged[rows], frame, crystal.cart_coords, frame)[0])
     return Displacement(
         rms=rms,
         largest=float(distance.max()),
         normalized=rms / (crystal.volume / len(crystal)) ** (1 / 3),
-        lattice=float(np.abs(rebuilt.lattice @ rotation - frame).max()),
+        lattice=lattice,
+        merging=merging,
     )
+
+
+def _superpose(
+    found: Float[np.ndarray, "atoms 3"],
+    found_frame: Float[np.ndarray, "3 3"],
+    true: Float[np.ndarray, "atoms 3"],
+    true_frame: Float[np.ndarray, "3 3"],
+) -> tuple[Float[np.ndarray, " atoms"], float]:
+    """Displacement of every atom, and the largest error of a frame component, both in Å."""
+    shift = found @ _proper_rotation(found_frame, true_frame) - true
+    shift -= shift[0]
+    whole = np.rint(np.linalg.solve(true_frame.T, shift.T).T) @ true_frame
+    target = true + whole  # the images that the tree has reached
+    found, target = found - found.mean(axis=0), target - target.mean(axis=0)
+    rotation = _proper_rotation(np.concatenate([found_frame, found]), np.concatenate([true_frame, target]))
+    distance = np.linalg.norm(found @ rotation - target, axis=1)
+    return distance, float(np.abs(found_frame @ rotation - true_frame).max())
+
+
+def _rms(distance: Float[np.ndarray, " atoms"]) -> float:
+    return float(np.sqrt(np.mean(distance**2)))
 
 
 def _proper_rotation(
