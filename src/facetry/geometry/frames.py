@@ -1,19 +1,21 @@
 """The lattice vectors e1, e2, e3 that give every crystal its own axes, with all their ties.
 
-e1 is a shortest lattice translation, e2 a shortest one not collinear with e1, e3 a shortest one not coplanar with
-both; e1·e2 >= 0, e1·e3 >= 0, and all three are negated when they are left-handed (Yan et al. 2024, ComFormer). Their
-lengths are the successive minima λ1 <= λ2 <= λ3, and in three dimensions independent vectors of these lengths are a
-basis of the lattice. In symmetric lattices several triples qualify (24 in a cube, 144 in the primitive fcc lattice);
-which one an algorithm meets first is an accident of the cell, so the whole set is kept here.
+e1 is a shortest lattice translation, e2 a shortest one not collinear with e1, e3 a shortest one not coplanar
+with both; e1·e2 >= 0, e1·e3 >= 0, and all three are negated when they are left-handed (Yan et al. 2024,
+ComFormer). Their lengths are the successive minima λ1 <= λ2 <= λ3, and in three dimensions independent
+vectors of these lengths are a basis of the lattice. In symmetric lattices several triples qualify (24 in a
+cube, 144 in the primitive fcc lattice); which one an algorithm meets first is an accident of the cell, so the
+whole set is kept here.
 
-Vectors are integers: coefficients in the lattice that was given. Independence and handedness are decided on them.
+Vectors are integers: coefficients in the lattice that was given. Independence and handedness are decided on
+them.
 
 Why 13 candidates are enough. In a Minkowski-reduced cell b1, b2, b3 every vector shorter than λ3 + t that is
-independent of the shorter ones has coefficients -1, 0 or 1, provided λ1² > 2 λ3 t + t². With n = ±2 or more times b3
-it would be at least √2 λ3 long, since the height of b3 over the plane of b1 and b2 is at least λ3/√2. With one b3 it
-sits on b3 + w with w in the plane; where the foot of b3 lies in the Voronoi cell of the plane net, every w that has
-a coefficient beyond ±1 makes it longer than b3 by at least λ1² in the square. Tolerances are held below
-λ1² / (4 λ3), which matters only for cells longer than about 10⁴ Å.
+independent of the shorter ones has coefficients -1, 0 or 1, provided λ1² > 2 λ3 t + t². With n = ±2 or more
+times b3 it would be at least √2 λ3 long, since the height of b3 over the plane of b1 and b2 is at least
+λ3/√2. With one b3 it sits on b3 + w with w in the plane; where the foot of b3 lies in the Voronoi cell of the
+plane net, every w that has a coefficient beyond ±1 makes it longer than b3 by at least λ1² in the square.
+Tolerances are held below λ1² / (4 λ3), which matters only for cells longer than about 10⁴ Å.
 """
 
 from __future__ import annotations
@@ -51,10 +53,10 @@ def tied_frames(
 ) -> FrameSet:
     """Every frame whose vectors reach λ1, λ2, λ3 within ``tol_length`` (Å), with equal weights.
 
-    Where ``|cos(e1, e_m)| <= tol_cosine`` the sign of e_m is free and both are kept. A triple must be a basis, that
-    is have integer determinant ±1; within the tolerance a triple of successive minima always is, so the demand
-    only spells out independence and no crystal is left without a frame. Lattices are taken as they are: a
-    supercell has other frames than its primitive cell (see ``geometry.primitive``).
+    Where ``|cos(e1, e_m)| <= tol_cosine`` the sign of e_m is free and both are kept. A triple must be a
+    basis, that is have integer determinant ±1; within the tolerance a triple of successive minima always is,
+    so the demand only spells out independence and no crystal is left without a frame. Lattices are taken as
+    they are: a supercell has other frames than its primitive cell (see ``geometry.primitive``).
     """
     found = _triples(lattice, tol_length)
     cosines = found.cosines
@@ -66,16 +68,20 @@ def tied_frames(
 def continuous_frames(
     lattice: Float[Tensor, "crystals 3 3"], tau: float = 0.1, delta: float = 0.05
 ) -> FrameSet:
-    """Frames with weights that change continuously with the lattice, through ties of lengths and right angles.
+    """Frames with weights that change continuously with the lattice, through ties of lengths and right
+    angles.
 
-    All independent triples with ``‖e_m‖ < λ_m + tau`` (Å) take part with weight ``Π χ((‖e_m‖ - λ_m)/tau)`` times
-    ``ρ(cos(e1, e_m)/delta)`` for m = 2, 3, where χ(x) = (1 + cos πx)/2 and ρ(x) = (1 + x)/2 cut to [0, 1]. A triple
-    thus enters and leaves with weight zero, λ_m are continuous, and the handedness fixes the common sign, which
-    changes nothing at a tie because both signs of a vector are there with weight one half. ``tau`` is cut to
-    0.04 λ1 and λ1² / (4 λ3), continuous bounds below which independent triples are bases and the candidates complete.
+    All independent triples with ``‖e_m‖ < λ_m + tau`` (Å) take part with weight ``Π χ((‖e_m‖ - λ_m)/tau)``
+    times ``ρ(cos(e1, e_m)/delta)`` for m = 2, 3, where χ(x) = (1 + cos πx)/2 and ρ(x) = (1 + x)/2 cut to [0,
+    1]. A triple thus enters and leaves with weight zero, λ_m are continuous, and the handedness fixes the
+    common sign, which changes nothing at a tie because both signs of a vector are there with weight one half.
+    ``tau`` is cut to 0.04 λ1 and λ1² / (4 λ3), continuous bounds below which independent triples are bases
+    and the candidates complete.
     """
     found = _triples(lattice, tau)
-    excess = ((found.lengths - found.minima[found.crystal]) / found.reach[found.crystal, None]).clamp(0.0, 1.0)
+    excess = ((found.lengths - found.minima[found.crystal]) / found.reach[found.crystal, None]).clamp(
+        0.0, 1.0
+    )
     near = (0.5 + 0.5 * torch.cos(torch.pi * excess)).prod(1)
     share = (0.5 + 0.5 * found.cosines / delta).clamp(0.0, 1.0)
     first = torch.stack((share, 1.0 - share), 1)  # (triples, sign, m)
@@ -87,16 +93,18 @@ def continuous_frames(
 def published_frame(lattice: Float[Tensor, "crystals 3 3"]) -> FrameSet:
     """One frame per crystal by the rule of the published program, for comparison only.
 
-    Translations are sorted by distance as floating-point numbers, those equal to the last bit by the order of an
-    image loop (coefficients ascending, the last one fastest); the first that fits is taken; e_m is turned when its
-    angle to e1, through the arccosine, exceeds 90.0 degrees. Ties and right angles are therefore decided by
-    rounding and by the choice of cell, so the result is not invariant; ``tied_frames`` is.
+    Translations are sorted by distance as floating-point numbers, those equal to the last bit by the order of
+    an image loop (coefficients ascending, the last one fastest); the first that fits is taken; e_m is turned
+    when its angle to e1, through the arccosine, exceeds 90.0 degrees. Ties and right angles are therefore
+    decided by rounding and by the choice of cell, so the result is not invariant; ``tied_frames`` is.
     """
     work = working_copy(lattice)
-    reduced, transform = minkowski_reduce(work)
+    _, transform = minkowski_reduce(work)
     half = torch.tensor(_CANDIDATES, dtype=torch.int64, device=work.device)
     both = torch.cat((half, -half))
-    images = both.to(work.dtype) @ transform.to(work.dtype)  # coefficients in the given lattice, (crystals, 26, 3)
+    images = both.to(work.dtype) @ transform.to(
+        work.dtype
+    )  # coefficients in the given lattice, (crystals, 26, 3)
     for axis in (2, 1, 0):  # stable sorts, the most important key last
         order = images[..., axis].argsort(dim=1, stable=True)
         images = images.gather(1, order[..., None].expand_as(images))
@@ -170,7 +178,8 @@ def _triples(lattice: Float[Tensor, "crystals 3 3"], tolerance: float) -> _Tripl
     rows = crystal[:, None]
     chosen, lengths = vectors[rows, candidate], length[rows, candidate]
     cosines = (chosen[:, :1] * chosen[:, 1:]).sum(-1) / (lengths[:, :1] * lengths[:, 1:])
-    # det(transform) = 1, so the reduced lattice has the handedness of the given one and is far better conditioned
+    # det(transform) = 1, so the reduced lattice has the handedness of the given one and is far better
+    # conditioned
     hand = determinant(reduced).sign()
     return _Triples(crystal, candidate, lengths, cosines, minima, reach, transform.to(work.dtype), hand)
 
@@ -182,7 +191,8 @@ def _frames(
     weight: Float[Tensor, " frames"] | None,
     lattice: Float[Tensor, "crystals 3 3"],
 ) -> FrameSet:
-    """Signed, right-handed frames in integers of the given lattice; ``weight`` is normalised, or equal if None."""
+    """Signed, right-handed frames in integers of the given lattice; ``weight`` is normalised, or equal if
+    None."""
     tables = _tables(found.crystal.device)
     crystal, candidate = found.crystal[triple], found.candidate[triple]
     signs = tables.signs[sign]
@@ -197,11 +207,16 @@ def _frames(
         weight = weight / total.index_add_(0, crystal, weight)[crystal]
     device = lattice.device
     return FrameSet(
-        crystal.to(device), integer.to(device, torch.int64), weight.to(device, lattice.dtype), count.to(device)
+        crystal.to(device),
+        integer.to(device, torch.int64),
+        weight.to(device, lattice.dtype),
+        count.to(device),
     )
 
 
-def _allowed_signs(plus: Bool[Tensor, "triples 2"], minus: Bool[Tensor, "triples 2"]) -> Bool[Tensor, "triples 4"]:
+def _allowed_signs(
+    plus: Bool[Tensor, "triples 2"], minus: Bool[Tensor, "triples 2"]
+) -> Bool[Tensor, "triples 4"]:
     """Which of the four sign pairs of (e2, e3) a triple may take."""
     return torch.stack(
         (

@@ -13,8 +13,8 @@ from torch import Tensor
 class FrameSet:
     """Right-handed frames of many crystals, packed; those of one crystal are adjacent, crystals in order.
 
-    ``integer[f]`` holds e1, e2, e3 as rows of coefficients in the lattice of crystal ``crystal[f]``; ``weight`` sums
-    to one in each crystal; ``num_frames`` counts the frames of each crystal.
+    ``integer[f]`` holds e1, e2, e3 as rows of coefficients in the lattice of crystal ``crystal[f]``;
+    ``weight`` sums to one in each crystal; ``num_frames`` counts the frames of each crystal.
     """
 
     crystal: Int[Tensor, " frames"]

@@ -1,7 +1,7 @@
 """Lattices: metric, volume, strain, cell parameters, fractional and Cartesian coordinates.
 
-A lattice is a 3 x 3 matrix whose rows are a, b, c in Å; ``cart = frac @ lattice``. Functions take any number of
-leading axes, keep dtype and device, and are differentiable.
+A lattice is a 3 x 3 matrix whose rows are a, b, c in Å; ``cart = frac @ lattice``. Functions take any number
+of leading axes, keep dtype and device, and are differentiable.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def cell_parameters(lattice: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
 def lattice_from_parameters(parameters: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 3"]:
     """Right-handed lattice from a, b, c (Å), α, β, γ (degrees), set up as pymatgen does.
 
-    c lies along z, a in the xz plane with positive x; b takes the sign of y that makes the lattice right-handed.
-    The angles must be able to close a cell: otherwise ``ValueError`` with the first cell that cannot.
+    c lies along z, a in the xz plane with positive x; b takes the sign of y that makes the lattice right-
+    handed. The angles must be able to close a cell: otherwise ``ValueError`` with the first cell that cannot.
     """
     a, b, c, alpha, beta, gamma = parameters.unbind(-1)
     alpha, beta, gamma = (torch.deg2rad(x) for x in (alpha, beta, gamma))
@@ -93,7 +93,8 @@ def apply_strain(
 ) -> Float[Tensor, "*batch 3 3"]:
     """Lattice deformed by ``1 + strain`` acting on every Cartesian vector from the right.
 
-    A symmetric strain does not turn the crystal; with dE/dstrain at zero the stress is that derivative over volume.
+    A symmetric strain does not turn the crystal; with dE/dstrain at zero the stress is that derivative over
+    volume.
     """
     return lattice + lattice @ strain
 

@@ -1,10 +1,12 @@
-"""Primitive cells: pure translations that map a crystal on itself, found and divided out for many crystals at once.
+"""Primitive cells: pure translations that map a crystal on itself, found and divided out for many crystals at
+once.
 
-A cell is not primitive when the crystal repeats within it. Looking at more images of the cell never shows this; the
-finer translations must be found from the atoms. Only those of prime order p are looked for, τ = n/p with integers n:
-by Cauchy's theorem every group of translations has some, there are at most p³ - 1 of them, and after they are divided
-out the search starts again in the smaller cell. The order divides the number of atoms of every species, so a crystal
-whose species counts have no common divisor is primitive at once: most are.
+A cell is not primitive when the crystal repeats within it. Looking at more images of the cell never shows
+this; the finer translations must be found from the atoms. Only those of prime order p are looked for, τ = n/p
+with integers n: by Cauchy's theorem every group of translations has some, there are at most p³ - 1 of them,
+and after they are divided out the search starts again in the smaller cell. The order divides the number of
+atoms of every species, so a crystal whose species counts have no common divisor is primitive at once: most
+are.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ _MANY_PAIRS = 20_000
 class PrimitiveCells:
     """Primitive cells, packed, and how the atoms of the input map on them.
 
-    ``atom_map`` gives for each input atom the row of the atom it is a copy of; ``multiplicity`` counts the primitive
-    cells in each input cell. Crystals that were primitive are unchanged to the last bit.
+    ``atom_map`` gives for each input atom the row of the atom it is a copy of; ``multiplicity`` counts the
+    primitive cells in each input cell. Crystals that were primitive are unchanged to the last bit.
     """
 
     lattice: Float[Tensor, "crystals 3 3"]
@@ -50,8 +52,8 @@ def primitive_cell(
 
     A translation counts when it carries every atom to within ``tolerance`` (Å) of one of its species.
     ``atomic_numbers`` may be any integers that tell species apart, also mixed sites. A cell that shrinks is
-    Minkowski-reduced with the handedness of the input, its atoms are wrapped, and each lies at the average of its
-    copies; lattice and coordinates stay differentiable in the input.
+    Minkowski-reduced with the handedness of the input, its atoms are wrapped, and each lies at the average of
+    its copies; lattice and coordinates stay differentiable in the input.
     """
     maps = _find_maps(working_copy(lattice), frac_coords, atomic_numbers, num_atoms, tolerance)
     if maps is None:
@@ -120,15 +122,14 @@ class _Cells:
         back = inverse(change.to(lattice.dtype)).round()
         frac = (self.frac[:, None] @ back[self.owner]).squeeze(1)
         transform = self.transform @ back
-        return _Cells(
-            self.crystal, lattice, transform, frac, self.species, self.origin, self.num_atoms
-        )
+        return _Cells(self.crystal, lattice, transform, frac, self.species, self.origin, self.num_atoms)
 
 
 def _find_maps(
     lattice: Tensor, frac_coords: Tensor, species: Tensor, num_atoms: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Integers that express each lattice in its primitive one, and the atom each atom is a copy of. None: no finds."""
+    """Integers that express each lattice in its primitive one, and the atom each atom is a copy of. None: no
+    finds."""
     device = lattice.device
     _, dense = torch.unique(species.to(device), return_inverse=True)
     num_atoms = num_atoms.to(device, torch.int64)
@@ -178,7 +179,9 @@ def _repeating(cells: _Cells) -> tuple[_Cells, Tensor, Tensor]:
     while divisor.shape[1] > 1:
         half = (divisor.shape[1] + 1) // 2
         rest = divisor[:, half:]
-        divisor = torch.cat((torch.gcd(divisor[:, : rest.shape[1]], rest), divisor[:, rest.shape[1] : half]), 1)
+        divisor = torch.cat(
+            (torch.gcd(divisor[:, : rest.shape[1]], rest), divisor[:, rest.shape[1] : half]), 1
+        )
     divisor = divisor[:, 0]
     chosen = (divisor > 1).nonzero().squeeze(1)
     counts = counts[chosen]
@@ -196,14 +199,14 @@ class _Translations:
     image: Int[Tensor, " pairs"]  # for each translation the images of all atoms of its crystal, in order
 
 
-def _translations(
-    cells: _Cells, divisor: Tensor, rarest: Tensor, tolerance: float
-) -> _Translations | None:
+def _translations(cells: _Cells, divisor: Tensor, rarest: Tensor, tolerance: float) -> _Translations | None:
     """A closed set of translations of one prime order for every crystal that has some."""
     crystal, prime, steps = _candidates(cells, divisor, rarest, tolerance)
     if len(crystal) and int(cells.num_atoms[crystal].sum()) > _MANY_PAIRS:
         first = cells.num_atoms.cumsum(0) - cells.num_atoms
-        order = torch.argsort((cells.species != rarest[cells.owner]).to(torch.int8) + 2 * cells.owner, stable=True)
+        order = torch.argsort(
+            (cells.species != rarest[cells.owner]).to(torch.int8) + 2 * cells.owner, stable=True
+        )
         probes = cells.num_atoms.clamp_max(_PROBE_ATOMS)  # the rarest species first
         count = probes[crystal]
         image = _images(cells, crystal, prime, steps, order[ranges(first[crystal], count)], count, tolerance)
@@ -232,7 +235,8 @@ def _translations(
 def _candidates(
     cells: _Cells, divisor: Tensor, rarest: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Multiples of 1/p that carry one atom of the rarest species on another, for each prime p of the divisor."""
+    """Multiples of 1/p that carry one atom of the rarest species on another, for each prime p of the
+    divisor."""
     rare = (cells.species == rarest[cells.owner]).nonzero().squeeze(1)
     owner = cells.owner[rare]
     change = torch.ones_like(owner, dtype=torch.bool)
@@ -283,8 +287,8 @@ def _images(
 ) -> Int[Tensor, " pairs"]:
     """The atom of the same species that each atom is carried to, -1 where there is none.
 
-    One tree holds all crystals: its first three axes are periodic fractional coordinates, the fourth keeps crystals
-    and species apart. What it finds nearest is checked in Å.
+    One tree holds all crystals: its first three axes are periodic fractional coordinates, the fourth keeps
+    crystals and species apart. What it finds nearest is checked in Å.
     """
     from scipy.spatial import cKDTree
 
@@ -326,8 +330,9 @@ def _all_found(image: Tensor, count: Tensor) -> Tensor:
 def _stabiliser(crystal: Tensor, prime: Tensor, steps: Tensor) -> Tensor:
     """Which translations keep the set of all of their crystal and prime, zero included, when added to it.
 
-    They form a group, and are the whole set when that is one. The two differ only where noise of about the size
-    of the tolerance lets a translation pass and not its multiples; then the smaller, sure group is taken.
+    They form a group, and are the whole set when that is one. The two differ only where noise of about the
+    size of the tolerance lets a translation pass and not its multiples; then the smaller, sure group is
+    taken.
     """
     _, index, size = torch.unique(
         torch.stack((crystal, prime), 1), dim=0, return_inverse=True, return_counts=True
@@ -348,7 +353,8 @@ def _stabiliser(crystal: Tensor, prime: Tensor, steps: Tensor) -> Tensor:
 
 
 def _divide(cells: _Cells, found: _Translations) -> tuple[_Cells, Tensor, Tensor]:
-    """Smaller cells of the crystals with translations; the input atoms of these, and what each is a copy of."""
+    """Smaller cells of the crystals with translations; the input atoms of these, and what each is a copy
+    of."""
     crystals = len(cells.num_atoms)
     size = torch.bincount(found.crystal, minlength=crystals) + 1  # of the group, with the identity
     owner = cells.owner
@@ -357,7 +363,8 @@ def _divide(cells: _Cells, found: _Translations) -> tuple[_Cells, Tensor, Tensor
 
     count = cells.num_atoms[found.crystal]
     copy_of = every.scatter_reduce(0, ranges(first[found.crystal], count), found.image, "amin")
-    # Sites of one species closer than the tolerance can be carried to one place; such crystals stay as they are.
+    # Sites of one species closer than the tolerance can be carried to one place; such crystals stay as they
+    # are.
     copies = torch.bincount(copy_of, minlength=len(owner))
     kept = copy_of == every
     bad = (copies[copy_of] != size[owner]) | ~kept[copy_of]
@@ -385,8 +392,8 @@ def _divide(cells: _Cells, found: _Translations) -> tuple[_Cells, Tensor, Tensor
 def _finer_basis(found: _Translations, crystals: int, dtype: torch.dtype) -> Float[Tensor, "crystals 3 3"]:
     """Basis of the lattice that the translations add, in units of the old vectors.
 
-    The translations and whole vectors are all points of that lattice in the cell, so its Hermite normal form is
-    read off: row m is the point with m zeros in front, then the smallest positive entry.
+    The translations and whole vectors are all points of that lattice in the cell, so its Hermite normal form
+    is read off: row m is the point with m zeros in front, then the smallest positive entry.
     """
     p, n = found.prime, found.steps
     order = torch.ones(crystals, dtype=p.dtype, device=p.device).scatter_(0, found.crystal, p)

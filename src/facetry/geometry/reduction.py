@@ -1,7 +1,7 @@
 """Reduced cells for many lattices at once: Minkowski and Niggli.
 
-Every step is an integer change of basis. The integers are kept and the reduced lattice is computed from them once,
-so however skewed the input, ``reduced = transform @ lattice`` describes exactly the same points.
+Every step is an integer change of basis. The integers are kept and the reduced lattice is computed from them
+once, so however skewed the input, ``reduced = transform @ lattice`` describes exactly the same points.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
 
 
 def working_copy(lattice: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Detached float64 copy to decide on: on the same device, or on the CPU where that has no float64 (MPS)."""
+    """Detached float64 copy to decide on: on the same device, or on the CPU where that has no float64
+    (MPS)."""
     device = "cpu" if lattice.device.type == "mps" else lattice.device
     return lattice.detach().to(device=device, dtype=torch.float64)
 
@@ -31,11 +32,11 @@ def minkowski_reduce(
 ) -> tuple[Float[Tensor, "crystals 3 3"], Int[Tensor, "crystals 3 3"]]:
     """Shortest possible cell: row lengths are the successive minima, in ascending order.
 
-    Returns ``(reduced, transform)`` with ``reduced = transform @ lattice`` and det(transform) = +1, so handedness is
-    kept. Differentiable in the lattice, the integers being constants. Greedy algorithm of Semaev (2001): reduce the
-    second vector by the first, the third by its closest vector in the plane of both, sort, until nothing shrinks;
-    in three dimensions the result is Minkowski-reduced (Nguyen and Stehlé 2004). Crystals that are finished leave
-    the sweeps. Raises ``ValueError`` for a lattice without volume.
+    Returns ``(reduced, transform)`` with ``reduced = transform @ lattice`` and det(transform) = +1, so
+    handedness is kept. Differentiable in the lattice, the integers being constants. Greedy algorithm of
+    Semaev (2001): reduce the second vector by the first, the third by its closest vector in the plane of
+    both, sort, until nothing shrinks; in three dimensions the result is Minkowski-reduced (Nguyen and Stehlé
+    2004). Crystals that are finished leave the sweeps. Raises ``ValueError`` for a lattice without volume.
     """
     transform = _minkowski_transform(working_copy(lattice))
     reduced = transform.to(lattice.device, lattice.dtype) @ lattice
@@ -91,7 +92,8 @@ def _sweep(
     tb = torch.addcmul(tb, times, ta, value=-1.0)
     bb = torch.where(better, bb, bb_old)
 
-    # Where (a, b) is Gauss-reduced, the net point closest to the foot of c is a corner of the mesh it lies in.
+    # Where (a, b) is Gauss-reduced, the net point closest to the foot of c is a corner of the mesh it lies
+    # in.
     ab, ac, bc = (a * b).sum(-1), (a * c).sum(-1), (b * c).sum(-1)
     area = (aa * bb - ab * ab).clamp_min(torch.finfo(lattice.dtype).tiny)
     foot = torch.stack(((ac * bb - bc * ab) / area, (bc * aa - ac * ab) / area), -1)
@@ -111,10 +113,11 @@ def niggli_reduce(
 ) -> tuple[Float[Tensor, "crystals 3 3"], Int[Tensor, "crystals 3 3"]]:
     """Niggli cell, the unique reduced cell of crystallography.
 
-    Returns ``(reduced, transform)`` with ``reduced = transform @ lattice`` and det(transform) = +1. Steps and their
-    order as in Křivý and Gruber, Acta Cryst. A32, 297 (1976); comparisons with a tolerance as in Grosse-Kunstleve,
-    Sauter and Adams, Acta Cryst. A60, 1 (2004): ``tolerance`` times the cube root of the volume, in Å². Starts from
-    the Minkowski cell, so a few iterations are enough. Raises ``ValueError`` when it does not end.
+    Returns ``(reduced, transform)`` with ``reduced = transform @ lattice`` and det(transform) = +1. Steps and
+    their order as in Křivý and Gruber, Acta Cryst. A32, 297 (1976); comparisons with a tolerance as in
+    Grosse-Kunstleve, Sauter and Adams, Acta Cryst. A60, 1 (2004): ``tolerance`` times the cube root of the
+    volume, in Å². Starts from the Minkowski cell, so a few iterations are enough. Raises ``ValueError`` when
+    it does not end.
     """
     work = working_copy(lattice)
     start = _minkowski_transform(work)
@@ -141,7 +144,8 @@ def _niggli_step(
     lattice: Float[Tensor, "crystals 3 3"],
     epsilon: Float[Tensor, " crystals"],
 ) -> tuple[Float[Tensor, "crystals 3 3"], Tensor]:
-    """Steps 1 to 4 (order and signs), then the first of steps 5 to 8 that applies, which asks for another turn."""
+    """Steps 1 to 4 (order and signs), then the first of steps 5 to 8 that applies, which asks for another
+    turn."""
     e = epsilon
     eye = torch.eye(3, dtype=lattice.dtype, device=lattice.device)
 
@@ -166,12 +170,12 @@ def _niggli_step(
         transform = exchange(transform, first, second, swap)
 
     # steps 3 and 4: the products all positive, or none of them
-    A, B, C, xi, eta, zeta = characteristic(transform)
-    products = torch.stack((xi, eta, zeta), -1)
+    products = torch.stack(characteristic(transform)[3:], -1)
     sign = torch.where(products > e[:, None], 1.0, torch.where(products < -e[:, None], -1.0, 0.0))
     acute = sign.prod(-1) > 0
-    # acute: flip vector m by the sign of its opposite product. Otherwise flip where the product is positive; when
-    # that makes an odd number of flips, take one more where a product is zero (there is one, else it were acute).
+    # acute: flip vector m by the sign of its opposite product. Otherwise flip where the product is positive;
+    # when that makes an odd number of flips, take one more where a product is zero (there is one, else it
+    # were acute).
     flip_acute = sign
     flip_obtuse = torch.where(sign > 0, -1.0, 1.0)
     odd = flip_obtuse.prod(-1) < 0
@@ -182,7 +186,7 @@ def _niggli_step(
     transform = flips[..., None] * transform
 
     # steps 5 to 8
-    A, B, C, xi, eta, zeta = characteristic(transform)
+    A, B, _, xi, eta, zeta = characteristic(transform)
 
     def too_long(product: Tensor, length: Tensor, if_plus: Tensor, if_minus: Tensor) -> Tensor:
         return (

@@ -1,22 +1,23 @@
 """Which of a crystal's tied frames see the same graph.
 
-Frames that a symmetry operation of the crystal carries into one another give identical graphs, that is the same
-distances and the same cosines to e1, e2, e3, so one of them stands for all: 24 frames of a cubic perovskite become
-one, 144 of rock salt become 6.
+Frames that a symmetry operation of the crystal carries into one another give identical graphs, that is the
+same distances and the same cosines to e1, e2, e3, so one of them stands for all: 24 frames of a cubic
+perovskite become one, 144 of rock salt become 6.
 
-How two graphs are compared. Each edge gets the positive number φ = exp(w·r/d) b(Z_i, Z_j, d), where w is a fixed
-irrational combination of the unit vectors of the frame: a number that depends on Z_i, Z_j, d and the three cosines
-and on nothing else. Sums of it do not depend on how atoms, edges or cells were listed. Three are taken: over all
-edges, over the squares of the sums at every atom, and over the products of these at both ends of an edge. The last
-two are needed. As a bare list of edges the graph of a crystal of one element looks centrosymmetric, every bond
-being there from both ends; in a polar one a mirror plane then makes frames look alike that are not.
+How two graphs are compared. Each edge gets the positive number φ = exp(w·r/d) b(Z_i, Z_j, d), where w is a
+fixed irrational combination of the unit vectors of the frame: a number that depends on Z_i, Z_j, d and the
+three cosines and on nothing else. Sums of it do not depend on how atoms, edges or cells were listed. Three
+are taken: over all edges, over the squares of the sums at every atom, and over the products of these at both
+ends of an edge. The last two are needed. As a bare list of edges the graph of a crystal of one element looks
+centrosymmetric, every bond being there from both ends; in a polar one a mirror plane then makes frames look
+alike that are not.
 
-Two frames are equal when the lengths and angles of their vectors and all three sums agree. The tolerance of the sums
-is what a random error of ``quantum`` in every distance and cosine would cause. This is why sums of smooth numbers
-are used and not a hash of rounded ones: coordinates written with seven digits would fall on both sides of some
-rounding boundary nearly always. A class is represented by its member with the smallest sum. Where its members are
-equal to the last digits the choice does not matter; where they only agree within the tolerance it depends on the
-crystal alone, not on its cell.
+Two frames are equal when the lengths and angles of their vectors and all three sums agree. The tolerance of
+the sums is what a random error of ``quantum`` in every distance and cosine would cause. This is why sums of
+smooth numbers are used and not a hash of rounded ones: coordinates written with seven digits would fall on
+both sides of some rounding boundary nearly always. A class is represented by its member with the smallest
+sum. Where its members are equal to the last digits the choice does not matter; where they only agree within
+the tolerance it depends on the crystal alone, not on its cell.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from torch import Tensor
 from facetry.geometry.frameset import FrameSet, ranges
 from facetry.geometry.reduction import working_copy
 
-# Weights of the three cosines and of the two species: irrational, so that no symmetric arrangement adds up by chance.
+# Weights of the three cosines and of the two species: irrational, so that no symmetric arrangement adds up by
+# chance.
 _COSINE = (0.7320508075688772, 1.1892071150027210, 1.5874010519681994)
 _CENTER, _NEIGHBOR = 0.6180339887498949, 0.7548776662466927
 _PAIRS_AT_ONCE = 1 << 18  # frames times edges worked on together: 2 MB an array
@@ -46,18 +48,25 @@ def tie_classes(
     lattice: Float[Tensor, "crystals 3 3"],
     quantum: float = 1e-5,
     *,
-    center: Int[Tensor, " edges"] | None = None,
-    neighbor: Int[Tensor, " edges"] | None = None,
+    center: Int[Tensor, " edges"],
+    neighbor: Int[Tensor, " edges"],
 ) -> FrameSet:
     """One frame for each class of frames that see the same graph, with the summed weight of its class.
 
-    Edges are sorted by crystal; ``edge_vector`` (Å) points from centre to neighbour; species are any integers that
-    tell atoms apart. ``center`` and ``neighbor`` number the atoms and should be given: without them a graph is only
-    a list of edges, which can merge frames of a crystal of one element that its atoms distinguish. ``quantum``
-    (Å, or a cosine): graphs that differ by less, root mean square, count as equal.
+    Edges are sorted by crystal; ``edge_vector`` (Å) points from centre to neighbour; species are any integers
+    that tell atoms apart, ``center`` and ``neighbor`` the atoms' numbers. ``quantum`` (Å, or a cosine): graphs
+    that differ by less, root mean square, count as equal.
     """
     rep, _ = _representatives(
-        frames, crystal_of_edge, species_center, species_neighbor, edge_vector, lattice, quantum, center, neighbor
+        frames,
+        crystal_of_edge,
+        species_center,
+        species_neighbor,
+        edge_vector,
+        lattice,
+        quantum,
+        center,
+        neighbor,
     )
     weight = torch.zeros_like(frames.weight).index_add_(0, rep, frames.weight)
     keep = rep == torch.arange(len(rep), device=rep.device)
@@ -73,20 +82,31 @@ def canonical_frames(
     lattice: Float[Tensor, "crystals 3 3"],
     quantum: float = 1e-5,
     *,
-    center: Int[Tensor, " edges"] | None = None,
-    neighbor: Int[Tensor, " edges"] | None = None,
+    center: Int[Tensor, " edges"],
+    neighbor: Int[Tensor, " edges"],
 ) -> FrameSet:
     """The one frame of each crystal whose graph has the smallest signature; arguments as in ``tie_classes``.
 
-    Depends on the crystal alone, like the average over all classes, but jumps where two signatures change places.
+    Depends on the crystal alone, like the average over all classes, but jumps where two signatures change
+    places.
     """
     rep, key = _representatives(
-        frames, crystal_of_edge, species_center, species_neighbor, edge_vector, lattice, quantum, center, neighbor
+        frames,
+        crystal_of_edge,
+        species_center,
+        species_neighbor,
+        edge_vector,
+        lattice,
+        quantum,
+        center,
+        neighbor,
     )
     least = torch.full((len(frames.num_frames),), torch.inf, dtype=key.dtype, device=key.device)
     least.scatter_reduce_(0, frames.crystal, key, "amin")
     candidates = torch.where(key == least[frames.crystal], rep, len(rep))
-    first = torch.full_like(frames.num_frames, len(rep)).scatter_reduce_(0, frames.crystal, candidates, "amin")
+    first = torch.full_like(frames.num_frames, len(rep)).scatter_reduce_(
+        0, frames.crystal, candidates, "amin"
+    )
     keep = first[frames.crystal] == torch.arange(len(rep), device=rep.device)
     return _subset(frames, keep, torch.ones_like(frames.weight))
 
@@ -94,7 +114,8 @@ def canonical_frames(
 def frame_vector_weights(
     frames: FrameSet,
 ) -> tuple[Int[Tensor, " vectors"], Int[Tensor, "vectors 3"], Float[Tensor, " vectors"]]:
-    """Every lattice vector that occurs in a frame: crystal, integer coefficients, share of frames that contain it.
+    """Every lattice vector that occurs in a frame: crystal, integer coefficients, share of frames that
+    contain it.
 
     ±v counts once, with its first non-zero coefficient positive; shares of one crystal add up to 3.
     """
@@ -130,12 +151,12 @@ class _Graph:
 
     direction: Float[Tensor, "edges 3"]
     weight: Float[Tensor, " edges"]  # logarithm of b(Z_i, Z_j, d)
-    center: Int[Tensor, " edges"] | None
-    neighbor: Int[Tensor, " edges"] | None
+    center: Int[Tensor, " edges"]
+    neighbor: Int[Tensor, " edges"]
     num_edges: Int[Tensor, " crystals"]
     first_edge: Int[Tensor, " crystals"]
-    num_atoms: Int[Tensor, " crystals"] | None
-    first_atom: Int[Tensor, " crystals"] | None
+    num_atoms: Int[Tensor, " crystals"]
+    first_atom: Int[Tensor, " crystals"]
 
 
 def _representatives(
@@ -146,32 +167,57 @@ def _representatives(
     edge_vector: Tensor,
     lattice: Tensor,
     quantum: float,
-    center: Tensor | None,
-    neighbor: Tensor | None,
+    center: Tensor,
+    neighbor: Tensor,
 ) -> tuple[Int[Tensor, " frames"], Float[Tensor, " frames"]]:
     """For every frame the one that stands for its class, and the number frames are ordered by."""
-    device = frames.crystal.device
-    rep = torch.arange(len(frames.crystal), device=device)
-    key = torch.zeros(len(rep), dtype=torch.float64, device=device)
-    counts = frames.num_frames.to(torch.int64)
+    home = frames.crystal.device
+    lattice = working_copy(lattice)
+    device = lattice.device
+    owner, counts = frames.crystal.to(device, torch.int64), frames.num_frames.to(device, torch.int64)
+    rep = torch.arange(len(owner), device=device)
+    key = torch.zeros(len(owner), dtype=torch.float64, device=device)
     several = counts > 1
     if not bool(several.any()):
-        return rep, key
-    lattice = working_copy(lattice)
-    vector = edge_vector.detach().to(lattice.device, torch.float64)
+        return rep.to(home), key.to(home, lattice.dtype if home == device else torch.float32)
+    graph = _graph(
+        len(counts), crystal_of_edge, species_center, species_neighbor, edge_vector, center, neighbor, device
+    )
+    axes = frames.integer.to(device, torch.float64) @ lattice[owner]
+    first_frame = counts.cumsum(0) - counts
+    for count, crystals in _chunks(counts, graph.num_edges, several):
+        rows = first_frame[crystals, None] + torch.arange(count, device=device)
+        chosen, smallest = _classes(axes[rows], crystals, graph, quantum)
+        rep[rows] = rows.gather(1, chosen)
+        key[rows] = smallest
+    return rep.to(home), key.to(home, lattice.dtype if home == device else torch.float32)
+
+
+def _graph(
+    crystals: int,
+    crystal_of_edge: Tensor,
+    species_center: Tensor,
+    species_neighbor: Tensor,
+    edge_vector: Tensor,
+    center: Tensor,
+    neighbor: Tensor,
+    device: torch.device,
+) -> _Graph:
+    owner = crystal_of_edge.to(device, torch.int64)
+    vector = edge_vector.detach().to(device, torch.float64)
     length = torch.linalg.vector_norm(vector, dim=-1).clamp_min(1e-12)
-    species = (species_center * _CENTER).frac() + (species_neighbor * _NEIGHBOR).frac()
-    num_edges = torch.bincount(crystal_of_edge, minlength=len(counts))
-    first_atom = num_atoms = None
-    if center is not None and neighbor is not None:
-        first_atom = torch.full_like(counts, torch.iinfo(counts.dtype).max)
-        first_atom.scatter_reduce_(0, crystal_of_edge, torch.minimum(center, neighbor), "amin")
-        last_atom = torch.full_like(counts, -1)
-        last_atom.scatter_reduce_(0, crystal_of_edge, torch.maximum(center, neighbor), "amax")
-        num_atoms = torch.where(num_edges > 0, last_atom - first_atom + 1, 0)
-    graph = _Graph(
+    species = (species_center.to(device, torch.float64) * _CENTER).frac()
+    species += (species_neighbor.to(device, torch.float64) * _NEIGHBOR).frac()
+    num_edges = torch.bincount(owner, minlength=crystals)
+    center, neighbor = center.to(device, torch.int64), neighbor.to(device, torch.int64)
+    first_atom = torch.full_like(num_edges, torch.iinfo(torch.int64).max)
+    first_atom.scatter_reduce_(0, owner, torch.minimum(center, neighbor), "amin")
+    last_atom = torch.full_like(num_edges, -1)
+    last_atom.scatter_reduce_(0, owner, torch.maximum(center, neighbor), "amax")
+    num_atoms = torch.where(num_edges > 0, last_atom - first_atom + 1, 0)
+    return _Graph(
         vector / length[:, None],
-        0.8 * species.to(lattice.device, torch.float64) - length.log(),
+        0.8 * species - length.log(),
         center,
         neighbor,
         num_edges,
@@ -179,24 +225,17 @@ def _representatives(
         num_atoms,
         first_atom,
     )
-    axes = frames.integer.to(lattice.device, torch.float64) @ lattice[frames.crystal]
-    first_frame = counts.cumsum(0) - counts
-    for count, crystals in _chunks(counts, num_edges, several):
-        rows = first_frame[crystals, None] + torch.arange(count, device=device)
-        chosen, smallest = _classes(axes[rows], crystals, graph, quantum)
-        rep[rows] = rows.gather(1, chosen)
-        key[rows] = smallest.to(device, key.dtype)
-    return rep, key
 
 
 def _chunks(counts: Tensor, num_edges: Tensor, several: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Crystals with equally many frames, so many at a time that an array of frames times edges stays small."""
+    """Crystals with equally many frames, so many at a time that an array of frames times edges stays
+    small."""
     for count in torch.unique(counts[several]).tolist():
         crystals = (counts == count).nonzero().squeeze(1)
         # frames are also compared with one another
         cost = (num_edges[crystals] * count + count * count).cumsum(0)
-        split = torch.unique_consecutive(cost.div(_PAIRS_AT_ONCE, rounding_mode="floor"), return_counts=True)[1]
-        for part in crystals.split(split.tolist()):
+        _, sizes = torch.unique_consecutive(cost // _PAIRS_AT_ONCE, return_counts=True)
+        for part in crystals.split(sizes.tolist()):
             yield count, part
 
 
@@ -226,7 +265,7 @@ def _classes(
         key = key + values
         compare(values, power * error[:, None, None])
     rep = torch.where(equal, key[:, None, :], torch.inf).argmin(-1)
-    for _ in range(3):  # closeness need not be transitive: follow the chain to its end
+    for _ in range(rep.shape[1].bit_length()):  # closeness need not be transitive: to the end of the chain
         rep = rep.gather(1, rep)
     return rep, key
 
@@ -240,12 +279,10 @@ def _sums(
     which = torch.arange(len(crystals), device=edges.device).repeat_interleave(counts)
     r = graph.direction.index_select(0, edges)
     weight = graph.weight.index_select(0, edges)[:, None]
-    center = neighbor = owner = None
-    if graph.center is not None and graph.neighbor is not None:
-        atoms = graph.num_atoms[crystals]
-        owner = torch.arange(len(crystals), device=edges.device).repeat_interleave(atoms)
-        shift = (atoms.cumsum(0) - atoms - graph.first_atom[crystals])[which]
-        center, neighbor = graph.center[edges] + shift, graph.neighbor[edges] + shift
+    atoms = graph.num_atoms[crystals]
+    owner = torch.arange(len(crystals), device=edges.device).repeat_interleave(atoms)
+    shift = (atoms.cumsum(0) - atoms - graph.first_atom[crystals])[which]
+    center, neighbor = graph.center[edges] + shift, graph.neighbor[edges] + shift
     parts = []
     # a crystal too large for one go is cut by frames
     width = max(1, 16 * _PAIRS_AT_ONCE // max(len(edges), 1))
@@ -253,9 +290,6 @@ def _sums(
         x, y, z = (component.contiguous().index_select(0, which) for component in w.unbind(-1))
         phi = torch.addcmul(weight, r[:, :1], x).addcmul_(r[:, 1:2], y).addcmul_(r[:, 2:], z).exp_()
         total = torch.zeros_like(w[..., 0])
-        if center is None:
-            parts.append([total.index_add_(0, which, phi)])
-            continue
         around = phi.new_zeros(len(owner), phi.shape[1])
         at_atom = around.index_add(0, center, phi)
         beyond = around.index_add_(0, center, phi.mul_(at_atom.index_select(0, neighbor)))
