@@ -49,8 +49,8 @@ class Prototype:
     """Lattice rows in units of `edge`, itself in units of the edge of an fcc cube of the same metals;
     fractional coordinates of the sites; which species (A, B, C) is on each."""
 
-    lattice: Sequence[Sequence[float]]
-    sites: Sequence[Sequence[float]]
+    lattice: Sequence[Sequence[float | int]]
+    sites: Sequence[Sequence[float | int]]
     species: str
     edge: float = 1.0
 

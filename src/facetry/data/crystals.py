@@ -223,16 +223,16 @@ class CrystalTable(Sequence[Crystal]):
                 return values
             return values[gather(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), rows)[0]]
 
-        found = CrystalTable(
+        arrays = (
             chosen(cells, cell_counts).astype(np.float64, copy=False).reshape(-1, 3, 3),
             chosen(coords, coord_counts).astype(np.float64, copy=False).reshape(-1, 3),
             chosen(numbers, atom_counts).astype(np.int64),
             np.concatenate([[0], np.cumsum(atom_counts[rows])]).astype(np.int64),
-            names[rows],
         )
-        bad = _value_problems(found)
+        found = CrystalTable(*arrays, names[rows])
+        bad = _value_problems(*arrays)
         if bad:
-            problems |= {int(rows[i]): reason for i, reason in bad.items()}
+            problems |= {int(rows[i]): f"{names[rows[i]] or 'unnamed'}: {why}" for i, why in bad.items()}
             found = found.select(np.setdiff1d(np.arange(len(found)), list(bad)))
         return found, dict(sorted(problems.items()))
 
@@ -309,25 +309,28 @@ def _shape_problems(atoms: np.ndarray, coords: np.ndarray, cells: np.ndarray) ->
     return problems
 
 
-def _value_problems(table: CrystalTable) -> dict[int, str]:
+def _value_problems(
+    lattice: Float[np.ndarray, "crystals 3 3"],
+    frac_coords: Float[np.ndarray, "atoms 3"],
+    atomic_numbers: Int[np.ndarray, " atoms"],
+    offsets: Int[np.ndarray, " crystals_plus_one"],
+) -> dict[int, str]:
     """Rows whose numbers cannot be a crystal: not finite, no such element, flat cell."""
-    if not len(table):
+    if not len(lattice):
         return {}
-    first = table.offsets[:-1]
-    finite = np.logical_and.reduceat(np.isfinite(table.frac_coords).all(1), first)
-    known = np.logical_and.reduceat(
-        (table.atomic_numbers >= 1) & (table.atomic_numbers <= MAX_ATOMIC_NUMBER), first
-    )
-    cell = np.isfinite(table.lattice).all((1, 2))
-    edges = np.linalg.norm(table.lattice, axis=2).prod(1)
-    solid = np.abs(np.linalg.det(np.where(cell[:, None, None], table.lattice, 0.0))) > 1e-6 * edges
+    first = offsets[:-1]
+    finite = np.logical_and.reduceat(np.isfinite(frac_coords).all(1), first)
+    element = (atomic_numbers >= 1) & (atomic_numbers <= MAX_ATOMIC_NUMBER)
+    known = np.logical_and.reduceat(element, first)
+    cell = np.isfinite(lattice).all((1, 2))
+    sound = np.where(cell[:, None, None], lattice, 0.0)
+    solid = np.abs(np.linalg.det(sound)) > 1e-6 * np.linalg.norm(sound, axis=2).prod(1)
     problems = {}
     for row in np.nonzero(~(finite & known & cell & solid))[0].tolist():
         if not cell[row] or not finite[row]:
-            reason = "a lattice entry or coordinate is not a finite number"
+            problems[row] = "a lattice entry or coordinate is not a finite number"
         elif not known[row]:
-            reason = f"an atomic number lies outside 1 to {MAX_ATOMIC_NUMBER}"
+            problems[row] = f"an atomic number lies outside 1 to {MAX_ATOMIC_NUMBER}"
         else:
-            reason = "the lattice has no volume"
-        problems[row] = f"{table.names[row] or 'unnamed'}: {reason}"
+            problems[row] = "the lattice has no volume"
     return problems

@@ -41,7 +41,9 @@ CUTOFF = CENTRE + 0.5
 
 
 def lattice_constant(symbol: str) -> float:
-    """Edge of the cubic fcc cell at rest, in Å, to 1e-4 Å: sqrt(2) times beta s0."""
+    """Edge in Å, to 1e-4, of the cubic fcc cell whose neutral spheres have the radius s0: sqrt(2) beta s0.
+
+    Up to 2 % from the minimum of the energy, because of the cutoff."""
     return round(math.sqrt(2.0) * BETA * ELEMENTS[symbol][1] * BOHR, 4)
 
 
