@@ -1,0 +1,290 @@
+"""Parsing in worker processes: in order, with bounded memory, and no file can stop the others.
+
+Workers are plain `python -m facetry.io.worker` processes, so scripts need no `__main__` guard and notebooks
+work. Files go out in batches, answers come back one by one; that is how the file at fault is known when a
+worker runs over the time limit or dies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from facetry.crystal import Crystal
+from facetry.io.errors import ReadError
+from facetry.io.formats import stem_of
+from facetry.io.protocol import receive, results_from, send
+from facetry.io.sources import Ready, Task
+
+__all__ = ["parse_in_workers"]
+
+Results = list[tuple[str, Crystal | ReadError]]
+
+_BATCH_FILES = 32
+_BATCH_BYTES = 1 << 20
+_STARTUP = 120.0  # s; a loaded machine may take long to start a Python
+_KEPT_IDLE = 2
+
+
+class _Worker:
+    """One process. `busy_since` is when the file at work was begun, None between batches."""
+
+    def __init__(self, memory_limit: int) -> None:
+        package_root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        # one thread each: the work is not linear algebra, and thread pools eat the memory limit
+        threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self.memory_limit = memory_limit
+        self.owner = os.getpid()
+        self.busy_since: float | None = None
+        self.overdue = False
+        self.started = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "facetry.io.worker", str(memory_limit)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **threads, "PYTHONPATH": path},
+        )
+
+    def run(self, tasks: list[Task], merge_within: float | None) -> Iterator[Results]:
+        """Results of each task in turn; ends early where the process dies."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        header = [
+            # absolute: a worker from an earlier call may sit in another working folder
+            (t.source, t.format, os.path.abspath(t.path), _size(t), t.name, merge_within)
+            for t in tasks
+        ]
+        self.overdue = False
+        self.busy_since = time.monotonic()
+        try:
+            if not self.started:
+                if receive(self.process.stdout) is None:
+                    return
+                self.started = True
+            self.busy_since = time.monotonic()
+            send(self.process.stdin, header, b"".join(t.data or b"" for t in tasks))
+            for _ in tasks:
+                message = receive(self.process.stdout)
+                if message is None:
+                    return
+                self.busy_since = time.monotonic()
+                yield results_from(*message)
+        except OSError:  # the pipe broke: the process is gone
+            return
+        finally:
+            self.busy_since = None
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+def _size(task: Task) -> int | None:
+    return None if task.data is None else len(task.data)
+
+
+_idle: list[_Worker] = []
+_idle_lock = threading.Lock()
+
+
+def _take(memory_limit: int) -> _Worker:
+    """A worker that waits from an earlier call, or a new one."""
+    with _idle_lock:
+        for worker in _idle:
+            # a forked child must not talk into its parent's pipes
+            if worker.owner == os.getpid() and worker.memory_limit == memory_limit:
+                _idle.remove(worker)
+                if worker.process.poll() is None:
+                    return worker
+                worker.stop()
+                break
+    return _Worker(memory_limit)
+
+
+def _give(worker: _Worker) -> None:
+    with _idle_lock:
+        if worker.process.poll() is None and len(_idle) < _KEPT_IDLE:
+            _idle.append(worker)
+            return
+    worker.stop()
+
+
+@atexit.register
+def _stop_idle() -> None:
+    with _idle_lock:
+        for worker in _idle:
+            if worker.owner == os.getpid():
+                worker.stop()
+        _idle.clear()
+
+
+class _Pool:
+    """Threads that each feed one worker from a queue of batches, and one that watches the clock."""
+
+    def __init__(
+        self, workers: int, time_limit: float | None, memory_limit: int, merge_within: float | None
+    ) -> None:
+        self.time_limit, self.memory_limit, self.merge_within = time_limit, memory_limit, merge_within
+        self.batches: queue.SimpleQueue[tuple[int, list[Task]] | None] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[tuple[int, list[Results] | BaseException]] = queue.SimpleQueue()
+        self.current: dict[int, _Worker] = {}
+        self.closing = threading.Event()
+        self.threads = [
+            threading.Thread(target=self._serve, args=(index,), daemon=True) for index in range(workers)
+        ]
+        if time_limit is not None:
+            self.threads.append(threading.Thread(target=self._watch, args=(time_limit,), daemon=True))
+        for thread in self.threads:
+            thread.start()
+
+    def _serve(self, index: int) -> None:
+        while (batch := self.batches.get()) is not None:
+            number, tasks = batch
+            try:
+                self.answers.put((number, self._parse(index, tasks)))
+            except BaseException as error:  # must reach the caller: it waits for this batch
+                self.answers.put((number, error))
+        if worker := self.current.pop(index, None):
+            if self.closing.is_set():
+                worker.stop()
+            else:
+                _give(worker)
+
+    def _parse(self, index: int, tasks: list[Task]) -> list[Results]:
+        done: list[Results] = []
+        while len(done) < len(tasks) and not self.closing.is_set():
+            worker = self.current.get(index) or self.current.setdefault(index, _take(self.memory_limit))
+            done.extend(worker.run(tasks[len(done) :], self.merge_within))
+            if len(done) == len(tasks) or self.closing.is_set():
+                break
+            # the process is gone: the first file without an answer did it
+            started, overdue = worker.started, worker.overdue
+            worker.stop()
+            self.current.pop(index, None)
+            if not started:
+                raise RuntimeError(
+                    f"the parser process did not start (exit code {worker.process.returncode}): "
+                    f"{sys.executable} -m facetry.io.worker"
+                )
+            task = tasks[len(done)]
+            reason = (
+                f"not read within {self.time_limit:g} s, so it was stopped; allow more with time_limit"
+                if overdue
+                else f"the parser crashed on it (exit code {worker.process.returncode})"
+            )
+            done.append([(task.name or stem_of(task.source), ReadError(task.source, reason))])
+        return done
+
+    def _watch(self, limit: float) -> None:
+        while not self.closing.wait(min(0.1, limit / 4)):
+            now = time.monotonic()
+            for worker in list(self.current.values()):
+                allowed = limit if worker.started else max(limit, _STARTUP)
+                since = worker.busy_since
+                if since is not None and now - since > allowed:
+                    worker.overdue = True
+                    worker.process.kill()
+
+    def close(self, finished: bool) -> None:
+        if not finished:  # the caller has gone away: do not wait for what is still being parsed
+            self.closing.set()
+            for worker in list(self.current.values()):
+                worker.process.kill()
+        for _ in self.threads:
+            self.batches.put(None)
+        for thread in self.threads:
+            if thread is not threading.current_thread() and (
+                not self.time_limit or thread is not self.threads[-1]
+            ):
+                thread.join()
+        self.closing.set()
+
+
+def parse_in_workers(
+    items: Iterable[Task | Ready],
+    workers: int,
+    time_limit: float | None,
+    memory_limit: int,
+    merge_within: float | None,
+) -> Iterator[tuple[str, str, Crystal | ReadError]]:
+    """Source, name and result of every item, in the order of the items.
+
+    At most a few batches per worker are in memory at a time. A worker is started when the first text has to
+    be parsed.
+    """
+    pool: _Pool | None = None
+    waiting: deque[int | list[tuple[str, str, Crystal | ReadError]]] = (
+        deque()
+    )  # batch numbers and ready results
+    finished: dict[int, list[Results] | BaseException] = {}
+    sources: dict[int, list[Task]] = {}
+    batch: list[Task] = []
+    size = number = 0
+    iterator = iter(items)
+    exhausted = clean = False
+    try:
+        while not (exhausted and not waiting and not batch):
+            # fill up
+            item = None if exhausted else next(iterator, None)
+            exhausted = exhausted or item is None
+            if isinstance(item, Task):
+                batch.append(item)
+                size += len(item.data) if item.data is not None else 4096
+            full = len(batch) >= _BATCH_FILES or size >= _BATCH_BYTES or (number == 0 and len(batch) >= 4)
+            if batch and (full or exhausted or isinstance(item, Ready)):
+                if pool is None:
+                    pool = _Pool(workers, time_limit, memory_limit, merge_within)
+                sources[number] = batch
+                waiting.append(number)
+                pool.batches.put((number, batch))
+                batch, size, number = [], 0, number + 1
+            if isinstance(item, Ready):
+                if waiting and isinstance(waiting[-1], list):
+                    waiting[-1].append((item.source, item.name, item.result))
+                else:
+                    waiting.append([(item.source, item.name, item.result)])
+            # hand out what is next in order; wait for it only when enough is under way
+            while waiting:
+                head = waiting[0]
+                if isinstance(head, list):
+                    waiting.popleft()
+                    yield from head
+                    continue
+                while head not in finished:
+                    outstanding = len(sources) - len(finished)
+                    block = exhausted or outstanding > 2 * workers or len(sources) > 4 * workers + 4
+                    assert pool is not None
+                    try:
+                        done, results = pool.answers.get(block=block)
+                    except queue.Empty:
+                        break
+                    finished[done] = results
+                if head not in finished:
+                    break
+                results = finished.pop(head)
+                tasks = sources.pop(head)
+                waiting.popleft()
+                if isinstance(results, BaseException):
+                    raise results
+                for task, found in zip(tasks, results, strict=True):
+                    for name, result in found:
+                        yield task.source, name, result
+        clean = True
+    finally:
+        if pool is not None:
+            pool.close(clean)
