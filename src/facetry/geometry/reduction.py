@@ -60,13 +60,27 @@ def _minkowski_transform(lattice: Float[Tensor, "crystals 3 3"]) -> Float[Tensor
             result[active] = transform
         rows = shrunk.nonzero().squeeze(1)
         if len(rows) == 0:
+            _check_volume(result @ lattice, lattice)
             # the sign that makes det +1; integers of this size have an exact determinant
             return result * determinant(result).sign()[:, None, None]
         active = rows if active is None else active[rows]
         transform, cell = transform[rows], cell[rows]
-    raise ValueError(
-        f"lattice {int(active[0])} of the batch has no usable volume: "  # type: ignore[index]
-        f"{lattice[active[0]].tolist()}; give three independent lattice vectors"
+    raise _no_volume(active[0], lattice)  # type: ignore[index]
+
+
+def _check_volume(reduced: Float[Tensor, "crystals 3 3"], lattice: Float[Tensor, "crystals 3 3"]) -> None:
+    """The volume of a Minkowski cell is at least 1/√2 of the product of its lengths; anything else is broken."""
+    length = torch.linalg.vector_norm(reduced, dim=-1)
+    sound = determinant(reduced).abs() > 0.5 * length.prod(-1)
+    sound &= length[:, 0] > 1e-9 * length[:, 2]
+    if not bool(sound.all()):
+        raise _no_volume((~sound).nonzero()[0], lattice)
+
+
+def _no_volume(crystal: Tensor, lattice: Float[Tensor, "crystals 3 3"]) -> ValueError:
+    return ValueError(
+        f"lattice {int(crystal)} of the batch has no usable volume: "
+        f"{lattice[int(crystal)].tolist()}; give three independent lattice vectors"
     )
 
 
