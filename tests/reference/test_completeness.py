@@ -236,9 +236,9 @@ def test_mp20(data_folder):
 def test_mp20_in_primitive_cells(data_folder):
     """Cells of which copies agree within 1e-3 Å only: their average is all that is lost."""
     crystals = table(data_folder / "mp20/test.parquet")
-    batch = LatticeKNearest(k=16)(crystals[:1500])
+    batch = LatticeKNearest(k=16)(crystals[:800])
     merged = np.flatnonzero((batch.num_atoms != batch.num_input_atoms).numpy())
-    assert 1 <= len(merged) < 30
+    assert 1 <= len(merged) < 20
     for i in merged:
         error = completeness_error(crystals[i], batch, int(i))
         assert abs(error.rms - error.merging) <= 1e-11
@@ -247,7 +247,7 @@ def test_mp20_in_primitive_cells(data_folder):
 
 def test_large_cells(data_folder):
     """The largest covalent organic frameworks, up to 3992 atoms, k = 25 (raised where that leaves parts)."""
-    crystals = sorted(table(data_folder / "curated_cofs/all.parquet"), key=len)[-40:]
+    crystals = sorted(table(data_folder / "curated_cofs/all.parquet"), key=len)[-24:]
     assert len(crystals[-1]) == 3992
     batch = LatticeKNearest(k=25, primitive=False)(crystals)
     for i, crystal in enumerate(crystals):
@@ -258,11 +258,12 @@ def test_large_cells(data_folder):
 
 def check(crystal: Crystal, batch: Batch, index: int) -> None:
     """The bounds on real crystals: 1e-11 Å in float64, 1e-6 Å in float32, for both kinds of graph."""
+    batch = batch.select([index])
     for equivariant in (False, True):
-        exact = completeness_error(crystal, batch, index, np.float64, equivariant)
+        exact = completeness_error(crystal, batch, 0, np.float64, equivariant)
         assert exact.rms <= 1e-11, crystal.name
         assert exact.merging == 0, crystal.name
-        rounded = completeness_error(crystal, batch, index, np.float32, equivariant)
+        rounded = completeness_error(crystal, batch, 0, np.float32, equivariant)
         assert rounded.rms <= 1e-6, crystal.name
         # half a unit in the last place of vectors as long as a cell edge
         assert rounded.lattice <= 1e-5, crystal.name

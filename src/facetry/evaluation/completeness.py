@@ -92,7 +92,7 @@ def equivariant_graph(
     """Edge vectors and first frame of crystal `index`, computed in float64 and rounded to `dtype`."""
     if batch.frames is None:
         raise ValueError("this batch has no lattice frames; build it with LatticeKNearest")
-    one = batch.select([index])
+    one = batch if len(batch) == 1 and index == 0 else batch.select([index])
     graph = one.require_graph()
     return EquivariantGraph(
         one.atomic_numbers.cpu().numpy(),
@@ -105,16 +105,19 @@ def equivariant_graph(
 
 def invariant_graph(batch: Batch, index: int = 0, dtype: type[np.floating] = np.float64) -> InvariantGraph:
     """Lengths and cosines of crystal `index` in its first frame, computed in float64, rounded to `dtype`."""
-    numbers, center, neighbor, vectors, frame = equivariant_graph(batch, index)
-    distance = np.linalg.norm(vectors, axis=1)
-    lengths = np.linalg.norm(frame, axis=1)
-    directions = frame / lengths[:, None]
-    cosines = np.clip(vectors / distance[:, None] @ directions.T, -1, 1)
+    return _invariants(equivariant_graph(batch, index), dtype)
+
+
+def _invariants(graph: EquivariantGraph, dtype: type[np.floating]) -> InvariantGraph:
+    distance = np.linalg.norm(graph.vectors, axis=1)
+    lengths = np.linalg.norm(graph.frame, axis=1)
+    directions = graph.frame / lengths[:, None]
+    cosines = np.clip(graph.vectors / distance[:, None] @ directions.T, -1, 1)
     mutual = np.clip(np.sum(directions[[0, 0, 1]] * directions[[1, 2, 2]], axis=1), -1, 1)
     return InvariantGraph(
-        numbers,
-        center,
-        neighbor,
+        graph.atomic_numbers,
+        graph.center,
+        graph.neighbor,
         distance.astype(dtype),
         cosines.astype(dtype),
         lengths.astype(dtype),
@@ -251,8 +254,9 @@ def completeness_error(
     Raises GraphError where the graph is not strongly connected, ValueError where the crystal has another
     number of atoms than the graph was built from.
     """
-    one = batch.select([index])
-    frame = equivariant_graph(one).frame
+    one = batch if len(batch) == 1 and index == 0 else batch.select([index])
+    exact = equivariant_graph(one)
+    frame = exact.frame
     rows = np.arange(len(one.frac_coords)) if one.atom_map is None else one.atom_map.cpu().numpy()
     if len(rows) != len(crystal):
         raise ValueError(
@@ -260,9 +264,10 @@ def completeness_error(
             " give the crystal that the graph was built from"
         )
     if equivariant:
-        rebuilt = reconstruct_equivariant(*equivariant_graph(one, dtype=dtype), name=crystal.name)
+        rounded = exact._replace(vectors=exact.vectors.astype(dtype), frame=frame.astype(dtype))
+        rebuilt = reconstruct_equivariant(*rounded, name=crystal.name)
     else:
-        rebuilt = reconstruct(*invariant_graph(one, dtype=dtype), name=crystal.name)
+        rebuilt = reconstruct(*_invariants(exact, dtype), name=crystal.name)
     distance, lattice = _superpose(rebuilt.cart_coords[rows], rebuilt.lattice, crystal.cart_coords, frame)
     rms, merging = _rms(distance), 0.0
     if len(rows) != len(one.frac_coords):
