@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,23 @@ __all__ = ["Crystal", "CrystalError", "as_crystal", "flatness"]
 # Volume over |a||b||c| below which the three vectors span no cell a file of rounded numbers could mean.
 _FLAT = 1e-6
 _GRAMS_PER_DALTON_TIMES_CUBIC_ANGSTROM = 1.66053906660  # CODATA 2018: 1 Da / Å^3 in g/cm^3
+
+
+class _cached:
+    """A property computed once. functools' twin takes a lock each time, which costs more than the work."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, crystal: Any, owner: type | None = None) -> Any:
+        if crystal is None:
+            return self
+        value = crystal.__dict__[self.name] = self.function(crystal)
+        return value
 
 
 class CrystalError(ValueError):
@@ -150,25 +166,25 @@ class Crystal:
         """Element symbol of every site (of its majority species)."""
         return [SYMBOLS[z] for z in self.atomic_numbers.tolist()]
 
-    @cached_property
+    @_cached
     def cart_coords(self) -> Float[np.ndarray, "atoms 3"]:
         """Positions in Å."""
         cart = self.frac_coords @ self.lattice
         cart.flags.writeable = False
         return cart
 
-    @cached_property
+    @_cached
     def volume(self) -> float:
         """Volume of the cell in Å^3, positive for either handedness."""
         (ax, ay, az), (bx, by, bz), (cx, cy, cz) = self.lattice.tolist()
         return abs(ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx))
 
-    @cached_property
+    @_cached
     def lengths(self) -> Float[np.ndarray, "3"]:
         """|a|, |b|, |c| in Å."""
         return np.sqrt((self.lattice**2).sum(axis=1))
 
-    @cached_property
+    @_cached
     def angles(self) -> Float[np.ndarray, "3"]:
         """alpha, beta, gamma in degrees."""
         # atan2 of |u x v| and u.v keeps full precision near 0 and 180 degrees, where arccos loses half
@@ -176,7 +192,7 @@ class Crystal:
         cross = np.sqrt((np.cross(first, second) ** 2).sum(axis=1))
         return np.degrees(np.arctan2(cross, (first * second).sum(axis=1)))
 
-    @cached_property
+    @_cached
     def composition(self) -> dict[int, float]:
         """Atoms of each element in the cell: {atomic number: count}, whole numbers where all is ordered."""
         if self.occupancies is None:
@@ -187,7 +203,7 @@ class Crystal:
                 total[number] = total.get(number, 0.0) + share
         return total
 
-    @cached_property
+    @_cached
     def formula(self) -> str:
         """Reduced formula, electropositive elements first: "SrTiO3", "Li0.5CoO2".
 

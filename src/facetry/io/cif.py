@@ -84,28 +84,38 @@ def read_cif(
     Raises FormatError where the text is no CIF or holds no structure at all.
     """
     document, notes = read_document(text)
+    marks = (
+        (b"_ssg", b"_modulation_dimension") if isinstance(text, bytes) else ("_ssg", "_modulation_dimension")
+    )
+    modulated = any(mark in text for mark in marks)  # type: ignore[operator]
     found = 0
     for block in document:
-        if block.find_values("_cell_length_a") or block.find_values("_cell.length_a") or _sites(block):
+        columns = _sites(block)
+        if columns or block.find_values("_cell_length_a") or block.find_values("_cell.length_a"):
             found += 1
             try:
-                yield block.name, _crystal(block, notes, merge_within)
+                if modulated:
+                    _refuse_modulated(block)
+                yield block.name, _crystal(block, columns, notes, merge_within)
             except FormatError as error:
                 yield block.name, error
     if not found:
         raise FormatError("no structure in it: no block has a cell and atom sites")
 
 
-def _crystal(block: gemmi.cif.Block, notes: list[str], merge_within: float | None) -> Crystal:
+def _refuse_modulated(block: gemmi.cif.Block) -> None:
+    if _first(block, _MODULATED):
+        raise FormatError(
+            "modulated structure (superspace group): its atoms repeat in no three-dimensional cell; "
+            "give the average structure or a commensurate approximant"
+        )
+
+
+def _crystal(
+    block: gemmi.cif.Block, columns: dict[str, list[str]], notes: list[str], merge_within: float | None
+) -> Crystal:
     notes = list(notes)
     lattice, angles = _lattice(block)
-    columns = _sites(block)
-    for tag in _MODULATED:
-        if _first(block, (tag,)):
-            raise FormatError(
-                "modulated structure (superspace group): its atoms repeat in no three-dimensional cell; "
-                "give the average structure or a commensurate approximant"
-            )
     _volume_note(block, lattice, notes)
     expected = expected_contents(
         _first(block, ("_chemical_formula_sum", "_chemical_formula.sum")),
@@ -200,13 +210,14 @@ def _symmetry(
             triplets = tuple(text.strip() for text in texts if text.strip() not in ("", "?", "."))
             if triplets:
                 break
-    hall, symbol, number = (_first(block, tags) for tags in (_HALL, _HERMANN_MAUGUIN, _NUMBER))
-    if not triplets and not (hall or symbol or number):
-        return [IDENTITY]
-    if len(triplets) == 1 and symbol in ("", "P 1", "P1") and number in ("", "1"):
+    symbol = _first(block, _HERMANN_MAUGUIN)
+    if len(triplets) == 1 and symbol in ("P 1", "P1"):
         listed = from_triplets(triplets)
         if len(listed) == 1:
             return [listed]
+    hall, number = _first(block, _HALL), _first(block, _NUMBER)
+    if not triplets and not (hall or symbol or number):
+        return [IDENTITY]
     centring = next(
         (tuple(map(gemmi.cif.as_string, v)) for t in _CENTRINGS if (v := block.find_values(t))), ()
     )
@@ -488,9 +499,7 @@ def _number(text: str) -> float | None:
 
 def _coordinates(columns: list[list[str]], labels: list[str]) -> np.ndarray:
     try:
-        frac = np.array([list(map(float, column)) for column in columns]).T
-        if np.isfinite(frac).all():
-            return frac
+        return np.array([list(map(float, column)) for column in columns]).T
     except ValueError:
         pass
     return np.stack([_column(v, f"fract_{x}", labels) for x, v in zip("xyz", columns, strict=True)], axis=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from facetry.crystal import Crystal
 from facetry.elements import SYMBOLS
@@ -18,10 +17,7 @@ class Expected:
 
     amounts: tuple[tuple[str, float], ...]
     units: float
-
-    @cached_property
-    def symbols(self) -> frozenset[str]:
-        return frozenset(symbol for symbol, _ in self.amounts)
+    symbols: frozenset[str]
 
     @property
     def per_cell(self) -> bool:
@@ -39,6 +35,8 @@ class Expected:
         found = _contents(crystal)
         units = self.units or self._likely_units(found)
         wanted = self._wanted(units)
+        if wanted == found:
+            return []
         hydrogen = wanted.pop("H", 0.0), found.pop("H", 0.0)
         if not _close(wanted, found):
             if not self.units:
@@ -73,7 +71,7 @@ def expected_contents(formula: str, units: str) -> Expected | None:
         number = float(units)
     except ValueError:
         number = 0.0
-    return Expected(amounts, number if number > 0 else 0.0)
+    return Expected(amounts, number if number > 0 else 0.0, frozenset(dict(amounts)))
 
 
 def _contents(crystal: Crystal) -> dict[str, float]:
