@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tests.training.tiny  # noqa: F401  (registers the model "tiny")
+from facetry import data
 from facetry.training.recipe import (
     Recipe,
     RecipeError,
@@ -105,6 +106,7 @@ def test_recipes_that_ship_are_valid() -> None:
     for name in recipe_names():
         recipe = load_recipe(name)
         assert isinstance(recipe, Recipe)
+        assert recipe.data.target in data.info(recipe.data.name).targets
         assert recipe.training.epochs is not None, f"{name}: says how long it trains"
 
 

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 import facetry
+from facetry.graph.batch import Batch
 from facetry.training import TrainingError, files, train
 from facetry.training.files import WriteError, write_file
 from facetry.training.state import Keeper
-from tests.training.tiny import tiny_data, tiny_model
+from tests.training.tiny import Tiny, tiny_data, tiny_model
 
 OPTIONS = {
     "epochs": 6,
@@ -111,22 +112,34 @@ def same(folder: Path, whole: Path) -> None:
     assert len(Keeper(folder).points()) == 1
 
 
+def wait_for_progress(folder: Path, process: multiprocessing.process.BaseProcess) -> None:
+    """Until the process has written a resume point that was not there before."""
+    before = [p.name for p in Keeper(folder).points()]
+    deadline = time.monotonic() + 60
+    while process.is_alive() and time.monotonic() < deadline:
+        if [p.name for p in Keeper(folder).points()] not in (before, []):
+            return
+        time.sleep(0.001)
+
+
 def test_killed_at_random_moments(context, whole: Path, tmp_path: Path) -> None:
-    folder, seed = tmp_path / "run", random.randrange(2**32)
+    folder, seed, kills = tmp_path / "run", random.randrange(2**32), 0
     print("random.Random seed", seed)
-    draw, kills = random.Random(seed), 0
+    draw = random.Random(seed)
     while True:
-        process = start(context, go, folder, 0.005)
-        process.join(draw.uniform(0.1, 0.6) if kills < 8 else 60)
-        if process.exitcode is None:
+        process = start(context, go, folder, 0.003)
+        if kills < 6:
+            wait_for_progress(folder, process)
+            time.sleep(draw.uniform(0.0, 0.1))
             process.kill()
-            kills += 1
-        assert finish(process) in (0, -signal.SIGKILL)
-        if process.exitcode == 0:
+        code = finish(process)
+        assert code in (0, -signal.SIGKILL)
+        if code == 0:
             break
+        kills += 1
     assert kills >= 3
     same(folder, whole)
-    assert json.loads((folder / "receipt.json").read_text())["starts"] >= 2
+    assert json.loads((folder / "receipt.json").read_text())["starts"] == kills + 1
 
 
 def test_killed_while_writing(context, whole: Path, tmp_path: Path) -> None:
@@ -159,6 +172,28 @@ def test_resume_refuses_another_run(whole: Path, tmp_path: Path) -> None:
         train(tiny_model(), tiny_data(seed=1), resume=whole)
     with pytest.raises(TrainingError, match=r"found none; start the run again"):
         train(tiny_model(), tiny_data(), resume=tmp_path)
+
+
+def test_ctrl_c_reaches_the_caller_and_the_run_goes_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder, left, handler = tmp_path / "run", [17], signal.getsignal(signal.SIGINT)
+    original = Tiny.forward
+
+    def interrupted(self: Tiny, batch: Batch) -> torch.Tensor:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tiny, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            go(folder, verbose=True)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert capsys.readouterr().err.splitlines()[-1] == f"{folder}: stopped; go on with resume"
+    go(folder)
+    same(folder, whole)
 
 
 # -- full disk -----------------------------------------------------------------------------------------------

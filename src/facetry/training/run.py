@@ -211,15 +211,26 @@ class _Training:
             point,
             self._epoch_ended,
         )
-        device = run_fitting(fitting)
+        try:
+            device = run_fitting(fitting)
+        except KeyboardInterrupt:
+            if self.writes and wants_lines(self.verbose):
+                say(f"{self.folder}: stopped; go on with resume")
+            raise
         if fitting.best is not None:
             fill_weights(self.model, fitting.best, Path("best weights"))
         self.model.to(device)
         for source in self.sources.values():
             source.to(device)
         self.model.eval()
-        self._calibrate(device)
-        metrics, scores = self._measure(fitting.progress, device)
+        size = self.options.batch_size
+        outputs = {
+            name: network_outputs(self.model, source, size, device)
+            for name, source in self.sources.items()
+            if name != "train"
+        }
+        self._calibrate(outputs, device)
+        metrics, scores = self._measure(fitting.progress, outputs)
         self.model.to("cpu")
         self.model.card = self._card(metrics)
         if self.writes:
@@ -241,22 +252,22 @@ class _Training:
         if wants_lines(self.verbose):
             say(epoch_line(fitting))
 
-    def _calibrate(self, device: torch.device) -> None:
+    def _calibrate(self, outputs: Mapping[str, np.ndarray], device: torch.device) -> None:
         """Interval widths from the validation errors; which crystals count as familiar."""
         self.model.domain_reference = None
         self.threshold = None
         val = self.sources.get("val")
         if val is None:
             return
-        size = self.options.batch_size
-        outputs, labels = network_outputs(self.model, val, size, device), val.labels.cpu().numpy()
+        labels = val.labels.cpu().numpy()
         for index, (target, columns) in enumerate(
             zip(self.targets, output_columns(self.targets), strict=True)
         ):
             if target.task == "regression":
-                width = conformal_quantile(absolute_errors(target, outputs[:, columns], labels[:, index]))
+                errors = absolute_errors(target, outputs["val"][:, columns], labels[:, index])
+                width = conformal_quantile(errors)
                 target.quantile = width if math.isfinite(width) else None
-        train = self.sources["train"]
+        size, train = self.options.batch_size, self.sources["train"]
         drawn = np.sort(stream(self.options.seed, _DOMAIN).permutation(len(train))[:REFERENCE_SIZE])
         reference, self.threshold = domain_statistics(
             network_embeddings(self.model, train, drawn, size, device),
@@ -266,20 +277,21 @@ class _Training:
         self.model.domain_reference = reference.contiguous()
 
     def _measure(
-        self, progress: Progress, device: torch.device
+        self, progress: Progress, outputs: Mapping[str, np.ndarray]
     ) -> tuple[dict, dict[str, list[TargetScores]]]:
-        scores = {}
-        for name in ("val", "test"):
-            source = self.sources.get(name)
-            if source is not None:
-                outputs = network_outputs(self.model, source, self.options.batch_size, device)
-                resamples = 1000 if name == "test" else 1
-                scores[name] = score_targets(
-                    self.targets, outputs, source.labels.cpu().numpy(), resamples, intervals=name == "test"
-                )
+        """Metrics of the final weights; bootstrap intervals and coverage on the test split."""
+        scores = {
+            name: score_targets(
+                self.targets,
+                outputs[name],
+                self.sources[name].labels.cpu().numpy(),
+                resamples=1000 if name == "test" else 1,
+                intervals=name == "test",
+            )
+            for name in outputs
+        }
         epoch = progress.best_epoch if self.options.keep == "best" and progress.best_epoch else progress.epoch
-        metrics = {"epoch": epoch} | {name: _finite(flat_metrics(part)) for name, part in scores.items()}
-        return metrics, scores
+        return {"epoch": epoch} | {name: _finite(flat_metrics(part)) for name, part in scores.items()}, scores
 
     def _card(self, metrics: dict) -> ModelCard:
         graph = self.model.graph
