@@ -85,10 +85,10 @@ class Crystal:
         frac_coords = _array(frac_coords, "frac_coords", name)
         if lattice.shape != (3, 3):
             _fail(name, f"lattice must be 3 x 3 (rows a, b, c in Å), got shape {lattice.shape}")
-        if not np.isfinite(lattice).all():
-            _fail(name, "lattice holds a number that is not finite")
         flat = flatness(lattice)
         if not flat > _FLAT:
+            if not np.isfinite(lattice).all():
+                _fail(name, "lattice holds a number that is not finite")
             _fail(
                 name,
                 f"lattice is flat: volume over |a||b||c| is {flat:.1e}, at least {_FLAT:.0e} is needed; "
@@ -98,7 +98,7 @@ class Crystal:
             _fail(name, f"frac_coords must be n x 3, got shape {frac_coords.shape}")
         if len(frac_coords) == 0:
             _fail(name, "a crystal needs at least one site, got none")
-        if not np.isfinite(frac_coords).all():
+        if not np.logical_and.reduce(np.isfinite(frac_coords), axis=None):
             bad = int(np.flatnonzero(~np.isfinite(frac_coords).all(axis=1))[0])
             _fail(name, f"site {bad} has a coordinate that is not finite: {frac_coords[bad].tolist()}")
         numbers = _atomic_numbers(atomic_numbers, len(frac_coords), name)
@@ -411,7 +411,7 @@ def _atomic_numbers(values: ArrayLike, sites: int, name: str) -> np.ndarray:
     if not whole:
         _fail(name, f"atomic_numbers must be integers 1 to {MAX_ATOMIC_NUMBER}, got {given[:3].tolist()}")
     numbers = given.astype(np.int64)
-    if not 1 <= int(numbers.min()) <= int(numbers.max()) <= MAX_ATOMIC_NUMBER:
+    if np.minimum.reduce(numbers) < 1 or np.maximum.reduce(numbers) > MAX_ATOMIC_NUMBER:
         bad = int(np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))[0])
         _fail(name, f"site {bad} has atomic number {numbers[bad]}; elements go from 1 to {MAX_ATOMIC_NUMBER}")
     return numbers

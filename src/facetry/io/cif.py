@@ -26,6 +26,7 @@ from facetry.io.symmetry import IDENTITY, Operators, fits_cell, from_symbols, fr
 __all__ = ["crystal_from_cif_text", "read_cif"]
 
 _CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+_CELL_TAGS = tuple(f"_cell_{part}" for part in _CELL)
 _OPERATORS = (
     "_space_group_symop_operation_xyz",
     "_symmetry_equiv_pos_as_xyz",
@@ -84,10 +85,8 @@ def read_cif(
     Raises FormatError where the text is no CIF or holds no structure at all.
     """
     document, notes = read_document(text)
-    marks = (
-        (b"_ssg", b"_modulation_dimension") if isinstance(text, bytes) else ("_ssg", "_modulation_dimension")
-    )
-    modulated = any(mark in text for mark in marks)  # type: ignore[operator]
+    raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
+    modulated = b"_ssg" in raw or b"_modulation_dimension" in raw
     found = 0
     for block in document:
         columns = _sites(block)
@@ -148,6 +147,12 @@ def _crystal(
 
 
 def _lattice(block: gemmi.cif.Block) -> tuple[np.ndarray, list[float]]:
+    try:
+        values = [float(block.find_value(tag)) for tag in _CELL_TAGS]
+        if min(values) > 0 and math.isfinite(sum(values)):
+            return lattice_from_parameters(*values), values[3:]
+    except (TypeError, ValueError):  # missing, or with an uncertainty in brackets
+        pass
     values = []
     for part in _CELL:
         text = _first(block, (f"_cell_{part}", f"_cell.{part}"))
@@ -205,7 +210,7 @@ def _symmetry(
         values = block.find_values(tag)
         if values:
             texts = [gemmi.cif.as_string(value) for value in values]
-            if len(texts) == 1:
+            if len(texts) == 1 and (";" in texts[0] or "\n" in texts[0]):
                 texts = re.split(r"[;\n]", texts[0])
             triplets = tuple(text.strip() for text in texts if text.strip() not in ("", "?", "."))
             if triplets:

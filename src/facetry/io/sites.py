@@ -324,17 +324,19 @@ def close_pairs(
 def _few_pairs(
     lattice: np.ndarray, frac: np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    delta = frac[:, None, :] - frac
+    count = len(frac)
+    delta = (frac[:, None, :] - frac).reshape(-1, 3)
     delta -= np.rint(delta)
     vectors = delta @ lattice
-    square = np.einsum("ijk,ijk->ij", vectors, vectors)
+    square = np.einsum("ij,ij->i", vectors, vectors)
     close = square < reach * reach
-    if np.count_nonzero(close) == len(frac):  # each site with itself
-        return _NONE, _NONE, _NONE.astype(float)
-    first, second = np.nonzero(np.triu(close, 1))
-    return first, second, np.sqrt(square[first, second])
+    if np.count_nonzero(close) == count:  # each site with itself
+        return _NONE, _NONE, _NO_DISTANCE
+    first, second = np.nonzero(np.triu(close.reshape(count, count), 1))
+    return first, second, np.sqrt(square[first * count + second])
 
 
+_NO_DISTANCE = np.empty(0)
 _NONE = np.empty(0, dtype=np.int64)
 
 
