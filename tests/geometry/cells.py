@@ -45,7 +45,7 @@ def symmetric_lattices() -> torch.Tensor:
 
 
 def unimodular(rng: np.random.Generator, count: int, factors: int = 4, largest: int = 5) -> torch.Tensor:
-    """Products of elementary integer matrices with entries up to ``largest``: determinant 1, entries of hundreds."""
+    """Products of elementary integer matrices with entries up to ``largest``: determinant 1."""
     result = np.tile(np.eye(3), (count, 1, 1))
     every = np.arange(count)
     for _ in range(factors):
@@ -106,9 +106,7 @@ def neighbors(
     spacing = 1 / torch.linalg.vector_norm(torch.linalg.inv(lattice).T, dim=1)
     spread = (frac.amax(0) - frac.amin(0)).ceil()
     reach = [int(x) for x in (cutoff / spacing).ceil() + spread]
-    images = torch.tensor(
-        list(itertools.product(*(range(-m, m + 1) for m in reach))), dtype=lattice.dtype
-    )
+    images = torch.tensor(list(itertools.product(*(range(-m, m + 1) for m in reach))), dtype=lattice.dtype)
     delta = frac[None, :, None] + images[None, None] - frac[:, None, None]  # centre, neighbour, image
     vector = delta @ lattice
     length = torch.linalg.vector_norm(vector, dim=-1)

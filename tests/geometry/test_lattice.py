@@ -50,7 +50,8 @@ def test_cell_parameters_match_pymatgen(lattices: torch.Tensor):
 
 
 @pytest.mark.parametrize(
-    "parameters", [(4, 5, 6, 80, 85, 77), (3, 3, 5, 90, 90, 120), (4, 4, 4, 60, 60, 60), (2, 9, 30, 100, 61, 140)]
+    "parameters",
+    [(4, 5, 6, 80, 85, 77), (3, 3, 5, 90, 90, 120), (4, 4, 4, 60, 60, 60), (2, 9, 30, 100, 61, 140)],
 )
 def test_lattice_from_parameters_matches_pymatgen(parameters: tuple[float, ...]):
     ours = lattice_from_parameters(torch.tensor(parameters, dtype=torch.float64))

@@ -78,7 +78,7 @@ def continuous_frames(
     ``tau`` is cut to 0.04 λ1 and λ1² / (4 λ3), continuous bounds below which independent triples are bases
     and the candidates complete.
     """
-    found = _triples(lattice, tau)
+    found = _triples(lattice, tau, shorter=True)
     excess = ((found.lengths - found.minima[found.crystal]) / found.reach[found.crystal, None]).clamp(
         0.0, 1.0
     )
@@ -150,8 +150,11 @@ class _Triples:
     right_handed: Float[Tensor, " crystals"]  # sign of the determinant of the given lattice
 
 
-def _triples(lattice: Float[Tensor, "crystals 3 3"], tolerance: float) -> _Triples:
-    """All independent triples of lattice vectors within ``tolerance`` of the successive minima."""
+def _triples(lattice: Float[Tensor, "crystals 3 3"], tolerance: float, shorter: bool = False) -> _Triples:
+    """All independent triples of lattice vectors within ``tolerance`` of the successive minima.
+
+    With ``shorter`` e2 and e3 may be shorter than λ2 and λ3 by more: then e1 or e2 is as much longer.
+    """
     work = working_copy(lattice)
     reduced, transform = minkowski_reduce(work)
     tables = _tables(work.device)
@@ -166,7 +169,8 @@ def _triples(lattice: Float[Tensor, "crystals 3 3"], tolerance: float) -> _Tripl
     square = minima[:, 0].square()
     reach = torch.minimum(square / (4.0 * minima[:, 2]), 0.04 * minima[:, 0]).clamp_max(tolerance)
     near = length[:, None, :] <= (minima + reach[:, None])[..., None]
-    near &= length[:, None, :] >= (minima - reach[:, None])[..., None]
+    if not shorter:
+        near &= length[:, None, :] >= (minima - reach[:, None])[..., None]
 
     crystal, e1 = near[:, 0].nonzero().unbind(1)
     pair, e2 = (near[crystal, 1] & tables.different[e1]).nonzero().unbind(1)
