@@ -18,7 +18,6 @@ from facetry.data.crystals import CrystalTable
 from facetry.data.emt import ELEMENTS, label, lattice_constant
 from facetry.elements import atomic_number
 
-
 # sha256 of lattices and coordinates: to the last bit the same on every machine
 BYTES = "7ec4f3e0525a91a3ccf5e4c727f61fc87084a953696edb0cc78fdcc67fac56a5"
 
@@ -54,7 +53,9 @@ def test_labels_equal_ase_on_skewed_cells_and_an_isolated_atom(rng):
         count = int(rng.integers(1, 9))
         edge = (14 * count) ** (1 / 3)
         lattice = edge * (np.eye(3) + rng.normal(0, 0.12, (3, 3)) + np.triu(rng.integers(-2, 3, (3, 3)), 1))
-        crystals.append(Crystal(lattice, rng.uniform(-2, 2, (count, 3)), rng.choice(numbers, count), name=str(i)))
+        crystals.append(
+            Crystal(lattice, rng.uniform(-2, 2, (count, 3)), rng.choice(numbers, count), name=str(i))
+        )
     table = CrystalTable.from_crystals(crystals)
     ours = label(table)
     for i, crystal in enumerate(crystals):
@@ -92,7 +93,9 @@ def test_pure_metals_rest_at_their_lattice_constant():
     fcc = 0.5 * (np.ones((3, 3)) - np.eye(3))
     for symbol in ELEMENTS:
         sizes = lattice_constant(symbol) * np.array([0.95, 1.0, 1.05])
-        cells = CrystalTable.from_crystals([Crystal(a * fcc, [[0, 0, 0]], [atomic_number(symbol)]) for a in sizes])
+        cells = CrystalTable.from_crystals(
+            [Crystal(a * fcc, [[0, 0, 0]], [atomic_number(symbol)]) for a in sizes]
+        )
         energy = label(cells).energy_per_atom
         assert energy[1] == energy.min()
         assert abs(energy[1]) < 0.01  # the zero of energy is the pure metal
@@ -132,7 +135,9 @@ def test_it_takes_seconds_and_is_physical(made):
     rest = np.array([n.endswith("-0") for n in made.names])
     assert energy[rest].max() < 0.6
     ordered = dict(zip(made.names.tolist(), energy, strict=True))
-    found = {n: e for n, e in ordered.items() if n.startswith(("Cu3Au-L12", "AuCu3-L12")) and n.endswith("-0")}
+    found = {
+        n: e for n, e in ordered.items() if n.startswith(("Cu3Au-L12", "AuCu3-L12")) and n.endswith("-0")
+    }
     assert len(found) == 1
     assert min(found.values()) < 0  # Cu3Au orders
 
@@ -153,7 +158,7 @@ def test_named_set_with_forces_and_stress(tmp_path, monkeypatch):
     np.testing.assert_allclose(part.extras["forces"].values[: len(forces)], forces, atol=2e-8)
     np.testing.assert_allclose(part.extras["stress"].values[0], stress, atol=2e-8)
     assert dataset("emt-alloys").hash == splits.hash  # from the cache now
-    with pytest.raises(ValueError, match="forces is not one number a crystal; read it from Dataset.extras"):
+    with pytest.raises(ValueError, match="forces is not one number a crystal; read it from Dataset"):
         dataset("emt-alloys", target="forces")
 
 

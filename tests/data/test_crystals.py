@@ -17,7 +17,10 @@ def random_crystals(rng: np.random.Generator, count: int) -> list[Crystal]:
     sizes = rng.integers(1, 7, count)
     return [
         Crystal(
-            5 * np.eye(3) + rng.normal(0, 0.5, (3, 3)), rng.normal(0, 1, (n, 3)), rng.integers(1, 90, n), name=f"c{i}"
+            5 * np.eye(3) + rng.normal(0, 0.5, (3, 3)),
+            rng.normal(0, 1, (n, 3)),
+            rng.integers(1, 90, n),
+            name=f"c{i}",
         )
         for i, n in enumerate(sizes)
     ]
@@ -90,7 +93,9 @@ def test_formulas_are_reduced_and_order_free():
     def crystal(*numbers: int) -> Crystal:
         return Crystal(9 * np.eye(3), np.arange(3 * len(numbers)).reshape(-1, 3) / 31, list(numbers))
 
-    table = CrystalTable.from_crystals([crystal(8, 22, 38, 8, 8), crystal(38, 8, 22, 8, 8), crystal(29, 29), crystal(29)])
+    table = CrystalTable.from_crystals(
+        [crystal(8, 22, 38, 8, 8), crystal(38, 8, 22, 8, 8), crystal(29, 29), crystal(29)]
+    )
     assert table.formulas == ["O3Sr1Ti1", "O3Sr1Ti1", "Cu1", "Cu1"]
     assert table.composition()["O"] == 6
 
@@ -109,7 +114,12 @@ def test_formulas_are_reduced_and_order_free():
 )
 def test_a_bad_row_is_named_and_the_others_kept(column, value, reason):
     rows = [
-        {"id": f"r{i}", "atomic_numbers": [3], "frac_coords": [0.0] * 3, "lattice": [3.0, 0, 0, 0, 3, 0, 0, 0, 3.0]}
+        {
+            "id": f"r{i}",
+            "atomic_numbers": [3],
+            "frac_coords": [0.0] * 3,
+            "lattice": [3.0, 0, 0, 0, 3, 0, 0, 0, 3.0],
+        }
         for i in range(3)
     ]
     rows[1][column] = value

@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from facetry.crystal import Crystal
 
-__all__ = ["read_structures", "read_texts"]
+__all__ = ["read_files", "read_texts", "refusal"]
+
+SECONDS = 20.0  # for one structure
+BYTES = 4 << 30  # of memory, for one worker
 
 
-def read_structures(paths: Sequence[Path]) -> list[Crystal | str]:
+def read_files(paths: Sequence[Path]) -> list[Crystal | str]:
     """For every file its crystal, or why there is none, in order.
 
-    Files are parsed by worker processes under a time limit (`facetry.io.read_many`), so that one that hangs
-    or crashes the parser costs its own row only. A file with several structures is refused: the row does not
-    say which is meant.
+    Files are parsed by a worker process under a time limit, so that one that hangs or crashes the parser
+    costs its own row only. A file with several structures is refused: the row does not say which is meant.
     """
-    from facetry.io import ReadError, read_many
+    from facetry.io.formats import KNOWN, format_of
+    from facetry.io.sources import Task
 
-    found: list[list[Crystal | str]] = [[] for _ in paths]
-    texts = [str(p) for p in paths]
-    current = 0
-    for source, result in read_many(texts):
-        # Results come in the order of the files; a source is the file, with the block behind it if any.
-        while not str(source).startswith(texts[current]):
-            current += 1
-        found[current].append(result.reason if isinstance(result, ReadError) else result)
+    formats = [format_of(path.name) for path in paths]
+    tasks = [
+        Task(str(i), f, path=str(p), name=p.name)
+        for i, (p, f) in enumerate(zip(paths, formats, strict=True))
+        if f
+    ]
+    unknown = f"the name says no known format; expected {KNOWN}"
+    return _in_order(tasks, [None if f else unknown for f in formats])
+
+
+def read_texts(texts: Sequence[str]) -> list[Crystal | str]:
+    """The same for the texts of CIF files."""
+    from facetry.io.sources import Task
+
+    tasks = [
+        Task(str(i), "cif", data=text.encode(), name=f"row {i + 1}") for i, text in enumerate(texts) if text
+    ]
+    return _in_order(tasks, [None if text else "the cell is empty" for text in texts])
+
+
+def _in_order(tasks: Iterable[object], known: list[str | None]) -> list[Crystal | str]:
+    from facetry.io import ReadError
+    from facetry.io.pool import parse_in_workers
+
+    found: list[list[Crystal | str]] = [[reason] if reason else [] for reason in known]
+    for source, _, result in parse_in_workers(iter(tasks), 1, SECONDS, BYTES, None):
+        found[int(source)].append(result.reason if isinstance(result, ReadError) else result)
     return [_only(entries) for entries in found]
-
-
-def read_texts(texts: Sequence[str], suffix: str) -> list[Crystal | str]:
-    """The same for texts: they pass through files, so that a worker process parses them."""
-    with tempfile.TemporaryDirectory(prefix="facetry-") as folder:
-        paths = [Path(folder) / f"{i:08d}{suffix}" for i in range(len(texts))]
-        for path, text in zip(paths, texts, strict=True):
-            path.write_text(text, encoding="utf-8")
-        return read_structures(paths)
 
 
 def _only(entries: list[Crystal | str]) -> Crystal | str:
@@ -48,3 +60,15 @@ def _only(entries: list[Crystal | str]) -> Crystal | str:
         return crystals[0]
     reasons = [e for e in entries if isinstance(e, str)]
     return reasons[0] if reasons else "holds no structure"
+
+
+def refusal(crystal: Crystal) -> str:
+    """Why a crystal that was not read from a file cannot be one (two atoms on one site), or nothing."""
+    from facetry.io.errors import FormatError
+    from facetry.io.sites import build_crystal
+
+    try:
+        build_crystal(crystal.lattice, crystal.frac_coords, crystal.atomic_numbers, crystal.name)
+    except (FormatError, ValueError) as error:
+        return str(error)
+    return ""

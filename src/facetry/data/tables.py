@@ -27,7 +27,7 @@ from jaxtyping import Float
 from facetry.data.crystals import CrystalTable, TableError
 from facetry.data.dataset import Dataset, Splits
 from facetry.data.division import group_split
-from facetry.data.readings import read_structures, read_texts
+from facetry.data.readings import read_files, read_texts, refusal
 
 if TYPE_CHECKING:
     from facetry.models.card import Target
@@ -217,7 +217,11 @@ def _read_parquet(path: Path) -> _Table:
     if any(s in columns for s in SOURCES):
         return _Table(path, columns, lines)
     crystals, problems = CrystalTable.from_arrow_checked(arrow, str(path))
-    return _Table(path, columns, lines, crystals, problems)
+    rows = np.setdiff1d(np.arange(len(lines)), list(problems)).tolist()
+    refused = {i: reason for i, reason in enumerate(map(refusal, crystals)) if reason}
+    problems |= {rows[i]: reason for i, reason in refused.items()}
+    crystals = crystals.select(np.setdiff1d(np.arange(len(crystals)), list(refused)))
+    return _Table(path, columns, lines, crystals, dict(sorted(problems.items())))
 
 
 def _crystals(table: _Table) -> tuple[CrystalTable, np.ndarray, list[SkippedRow]]:
@@ -226,17 +230,14 @@ def _crystals(table: _Table) -> tuple[CrystalTable, np.ndarray, list[SkippedRow]
     if table.crystals is not None:
         problems = dict(table.problems or {})
         rows = np.setdiff1d(np.arange(len(table)), list(problems))
-        return (
-            table.crystals,
-            rows,
-            [SkippedRow(ids[r] or f"row {r + 1}", r + 1, why) for r, why in problems.items()],
-        )
+        skipped = [SkippedRow(ids[r] or f"row {r + 1}", r + 1, why) for r, why in problems.items()]
+        return table.crystals, rows, skipped
     if "file" in table.columns:
-        found = read_structures(_files(table))
+        found = read_files(_files(table))
         sources = table.columns["file"]
     else:
         sources = ids or [f"row {r + 1}" for r in range(len(table))]
-        found = read_texts(table.columns["cif"], ".cif")
+        found = read_texts(table.columns["cif"])
     rows = [r for r, crystal in enumerate(found) if not isinstance(crystal, str)]
     skipped = [SkippedRow(sources[r], r + 1, c) for r, c in enumerate(found) if isinstance(c, str)]
     crystals = CrystalTable.from_crystals([found[r] for r in rows])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import json
 import logging
 import os
@@ -153,7 +154,7 @@ def find(manifest: Manifest, key: str, download: bool = True) -> Path:
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
-                tried.append(f"{url}: {_network_reason(error)}")
+                tried.append(f"{url}: {error}")
     raise DataNotFound(_not_found(manifest, key, tried))
 
 
@@ -183,14 +184,6 @@ def _not_found(manifest: Manifest, key: str, tried: list[str]) -> str:
             f"`facetry dataset info {manifest.name}`."
         )
     return "\n".join(lines)
-
-
-def _network_reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"the server answered {error.code} {error.reason}"
-    if isinstance(error, urllib.error.URLError):
-        return f"not reachable ({error.reason})"
-    return str(error) or type(error).__name__
 
 
 def check(manifest: Manifest, key: str, path: Path) -> None:
@@ -283,19 +276,33 @@ def _fetch(manifest: Manifest, key: str, url: str, original: Original | None) ->
 
 
 def _stream(url: str, stream: BinaryIO) -> str:
-    """Copy what the address holds; returns its sha256. Bounded in size and in time."""
-    started, size, digest = time.monotonic(), 0, hashlib.sha256()
-    request = urllib.request.Request(url, headers={"User-Agent": f"facetry/{__version__}"})
-    with urllib.request.urlopen(request, timeout=CONNECT_SECONDS) as answer:
-        while block := answer.read(1 << 18):
-            size += len(block)
-            if size > MAX_BYTES:
-                raise VaultError(f"stopped after {MAX_BYTES >> 20} MiB: larger than any file of ours")
-            if time.monotonic() - started > TOTAL_SECONDS:
-                raise VaultError(f"stopped after {TOTAL_SECONDS:.0f} s")
-            digest.update(block)
-            stream.write(block)
+    """Copy what the address holds; returns its sha256."""
+    digest = hashlib.sha256()
+    for block in _blocks(url):
+        digest.update(block)
+        stream.write(block)
     return digest.hexdigest()
+
+
+def _blocks(url: str) -> Iterator[bytes]:
+    """What the address holds, bounded in size and in time. Raises VaultError with the reason in words."""
+    started, size = time.monotonic(), 0
+    request = urllib.request.Request(url, headers={"User-Agent": f"facetry/{__version__}"})
+    try:
+        with urllib.request.urlopen(request, timeout=CONNECT_SECONDS) as answer:
+            while block := answer.read(1 << 18):
+                size += len(block)
+                if size > MAX_BYTES:
+                    raise VaultError(f"stopped after {MAX_BYTES >> 20} MiB: larger than any file of ours")
+                if time.monotonic() - started > TOTAL_SECONDS:
+                    raise VaultError(f"stopped after {TOTAL_SECONDS:.0f} s")
+                yield block
+    except urllib.error.HTTPError as error:
+        raise VaultError(f"the server answered {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        raise VaultError(f"not reachable ({error.reason})") from None
+    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        raise VaultError(f"the connection broke ({error or type(error).__name__})") from None
 
 
 # ---------------------------------------------------------------------------------------------------------
