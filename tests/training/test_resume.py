@@ -19,6 +19,7 @@ import torch
 
 import facetry
 from facetry.graph.batch import Batch
+from facetry.models import IComFormer
 from facetry.training import TrainingError, files, train
 from facetry.training.files import WriteError, write_file
 from facetry.training.state import Keeper
@@ -194,6 +195,31 @@ def test_ctrl_c_reaches_the_caller_and_the_run_goes_on(
     assert capsys.readouterr().err.splitlines()[-1] == f"{folder}: stopped; go on with resume"
     go(folder)
     same(folder, whole)
+
+
+def test_a_model_that_draws_frames_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """iComFormer on cubic boxes, where 24 frames are tied and each step draws one of them."""
+    data, options = tiny_data(30), {"epochs": 3, "batch_size": 6, "checkpoint_seconds": 1e-6}
+
+    def model() -> IComFormer:
+        torch.manual_seed(0)
+        return IComFormer(channels=8, layers=1, k=6)
+
+    train(model(), data, out=tmp_path / "whole", **options)
+    original, left = IComFormer.training_batch, [8]
+
+    def killed(self: IComFormer, batch: Batch, generator: torch.Generator) -> Batch:
+        left[0] -= 1
+        if not left[0]:
+            raise MemoryError
+        return original(self, batch, generator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IComFormer, "training_batch", killed)
+        with pytest.raises(MemoryError):
+            train(model(), data, out=tmp_path / "run", **options)
+    train(model(), data, resume=tmp_path / "run")
+    same(tmp_path / "run", tmp_path / "whole")
 
 
 # -- full disk -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 
 import facetry
 from facetry.data.dataset import Splits
+from facetry.graph.batch import Batch
 from facetry.models.card import Target
 from facetry.training import RecipeError, Run, TrainingError, train
 from facetry.training.loop import parameter_groups
-from facetry.training.source import Order
-from tests.training.tiny import tiny_data, tiny_model
+from facetry.training.source import Order, Source
+from tests.training.tiny import NoGraph, tiny_data, tiny_model
 
 
 def weights(run: Run) -> bytes:
@@ -110,6 +112,42 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(monkeypatch: pytest.Mon
 
 def test_rebuilt_graphs_give_the_same_bits() -> None:
     assert weights(quick()) == weights(quick(store_graphs=False))
+
+
+def test_crystals_without_a_graph_are_left_out_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    class Picky(NoGraph):
+        def build(self, batch: Batch, names: Sequence[str]) -> Batch:
+            if bad := [n for n in names if n in ("box-7", "box-50", "box-60")]:
+                raise ValueError(f"{bad[0]}: no neighbours")
+            return batch
+
+    model = tiny_model()
+    model.graph = Picky()
+    run = quick(model=model, out=tmp_path / "a", verbose=True)
+    receipt = json.loads((tmp_path / "a" / "receipt.json").read_text())
+    assert receipt["skipped"] == {
+        "train": [["box-7", "box-7: no neighbours"], ["box-50", "box-50: no neighbours"]],
+        "val": [["box-60", "box-60: no neighbours"]],
+    }
+    data = run.model.card.data
+    assert (data["train"], data["val"], data["test"]) == (52, 17, 18)
+    assert "2 of 54 crystals of train have no graph and are left out" in capsys.readouterr().err
+    lone = Splits("one", {"train": tiny_data().train.select([7])})
+    with pytest.raises(TrainingError, match="1 of 1 crystals of train have no graph; box-7: no neighbours"):
+        quick(model=model, data=lone)
+
+
+def test_pieces_for_evaluation_hold_few_atoms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("facetry.training.source._CPU_ATOMS", 7)
+    data = tiny_data()
+    for stored in (True, False):
+        source = Source(tiny_model(), data.train.crystals, data.train.targets, stored)
+        pieces = source.pieces(4, torch.device("cpu"))
+        assert np.array_equal(np.concatenate(pieces), np.arange(54))
+        assert all(0 < len(p) <= 4 for p in pieces)
+        assert all(len(p) == 1 or sum(len(data.train.crystals[int(i)]) for i in p) <= 7 for p in pieces)
 
 
 def test_no_decay_on_biases_and_norms() -> None:

@@ -200,6 +200,7 @@ class _Training:
             name: Source(self.model, part.crystals, part.targets, self.options.store_graphs)
             for name, part in self.parts.items()
         }
+        self._look_at_skipped()
         self.model.train()
         fitting = Fitting(
             self.model,
@@ -240,6 +241,17 @@ class _Training:
                 say(f"{self.folder}: {summary(self.targets, metrics)}")
         return Run(self.model, self.folder, metrics, fitting.progress.history)
 
+    def _look_at_skipped(self) -> None:
+        """Crystals without a graph are left out and listed; a split of nothing else stops the run."""
+        for name, source in self.sources.items():
+            if source.skipped:
+                reason = source.skipped[0][1]
+                text = f"{len(source.skipped)} of {len(self.parts[name])} crystals of {name} have no graph"
+                if not len(source):
+                    raise TrainingError(f"{self.data.name}: {text}; {reason}")
+                if wants_lines(self.verbose):
+                    say(f"{text} and are left out; the first: {reason}")
+
     def _epoch_ended(self, fitting: Fitting, chosen: bool) -> None:
         """Table and, where they are the best so far, weights on the disk; one line for the reader."""
         if self.writes:
@@ -270,8 +282,8 @@ class _Training:
         size, train = self.options.batch_size, self.sources["train"]
         drawn = np.sort(stream(self.options.seed, _DOMAIN).permutation(len(train))[:REFERENCE_SIZE])
         reference, self.threshold = domain_statistics(
-            network_embeddings(self.model, train, drawn, size, device),
-            network_embeddings(self.model, val, np.arange(len(val)), size, device),
+            network_embeddings(self.model, train, size, device, drawn),
+            network_embeddings(self.model, val, size, device),
             self.options.seed,
         )
         self.model.domain_reference = reference.contiguous()
@@ -303,7 +315,7 @@ class _Training:
             elements=self.elements,
             domain_threshold=getattr(self, "threshold", None),
             data={"name": self.data.name, "hash": self.data.hash}
-            | {name: len(part) for name, part in self.parts.items()},
+            | {name: len(source) for name, source in self.sources.items()},
             metrics=metrics,
             version=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -316,6 +328,7 @@ class _Training:
         content = {
             "command": receipt.command_line(),
             "data": self.model.card.data | {"notes": list(getattr(self.data, "notes", ()))},
+            "skipped": {name: s.skipped for name, s in self.sources.items() if s.skipped},
             "seed": self.options.seed,
             "epochs": progress.epoch,
             "steps": progress.step,

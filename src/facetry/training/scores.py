@@ -36,7 +36,7 @@ def network_outputs(
     """
     was_training = model.training
     model.eval()
-    pieces = list(source.pieces(batch_size))
+    pieces = source.pieces(batch_size, device)
     parts = {}
     for number in range(rank, len(pieces), world):
         batch = source.batch(pieces[number], device)
@@ -53,11 +53,18 @@ def network_outputs(
 
 @torch.no_grad()
 def network_embeddings(
-    model: PropertyModel, source: Source, indices: np.ndarray, batch_size: int, device: torch.device
+    model: PropertyModel,
+    source: Source,
+    batch_size: int,
+    device: torch.device,
+    rows: np.ndarray | None = None,
 ) -> Float[torch.Tensor, "crystals channels"]:
-    """Pooled vectors of the chosen crystals, on the CPU."""
+    """Pooled vectors of all crystals or of the chosen (in increasing order), on the CPU."""
     model.eval()
-    pieces = np.array_split(indices, max(1, -(-len(indices) // batch_size)))
+    pieces = source.pieces(batch_size, device)
+    if rows is not None:
+        chosen = (piece[np.isin(piece, rows)] for piece in pieces)
+        pieces = [piece for piece in chosen if len(piece)]
     return torch.cat([model.embed(source.batch(piece, device)).cpu() for piece in pieces])
 
 

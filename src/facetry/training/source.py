@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from facetry.models.base import PropertyModel
 
 _CHUNK = 512
+_CPU_ATOMS, _GPU_ATOMS, _GPU_CRYSTALS = 4_000, 20_000, 512  # at once in evaluation
 _ORDER, _DRAWS = 1, 2  # separate streams of random numbers
 
 
@@ -65,7 +66,8 @@ class Order:
 class Source:
     """Crystals with labels; hands out batches with their graphs.
 
-    Stored: every graph is built once and a batch is cut out of one flat table on the model's device.
+    Stored: every graph is built once and a batch is cut out of one flat table on the model's device. A
+    crystal without a graph is left out; `skipped` has its name and the reason.
     Rebuilt: graphs are made per batch, so that memory grows with the batch and not with the set.
     """
 
@@ -77,19 +79,38 @@ class Source:
         stored: bool = True,
     ):
         self.build, self.crystals = model.graph, crystals
+        self.skipped: list[tuple[str, str]] = []
+        self.packed = None
+        if stored and len(crystals):
+            parts, kept = [], []
+            for rows in np.array_split(np.arange(len(crystals)), -(-len(crystals) // _CHUNK)):
+                for good, batch in self._graphs(rows):
+                    parts.append(batch.compact())
+                    kept.append(good)
+            if parts:
+                self.packed = Batch.collate(parts)
+            if self.skipped:
+                rows = np.concatenate(kept) if kept else np.arange(0)
+                self.crystals, labels = self._take(rows), labels[rows]
         self.labels = torch.from_numpy(np.ascontiguousarray(labels))
-        self.packed = self._pack() if stored and len(crystals) else None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _take(self, indices: Int[np.ndarray, " chosen"]) -> Sequence:
+    def _take(self, rows: Int[np.ndarray, " chosen"]) -> Sequence:
         select = getattr(self.crystals, "select", None)
-        return select(indices) if select is not None else [self.crystals[int(i)] for i in indices]
+        return select(rows) if select is not None else [self.crystals[int(i)] for i in rows]
 
-    def _pack(self) -> Batch:
-        chunks = np.array_split(np.arange(len(self)), max(1, -(-len(self) // _CHUNK)))
-        return Batch.collate([self.build(self._take(chunk)).compact() for chunk in chunks])
+    def _graphs(self, rows: Int[np.ndarray, " chosen"]) -> Iterator[tuple[Int[np.ndarray, " good"], Batch]]:
+        """Graphs of the rows, in halves where they fail together, without those that fail alone."""
+        try:
+            yield rows, self.build(self._take(rows))
+        except ValueError as error:
+            if len(rows) == 1:
+                self.skipped.append((self.crystals[int(rows[0])].name, str(error)))
+                return
+            yield from self._graphs(rows[: len(rows) // 2])
+            yield from self._graphs(rows[len(rows) // 2 :])
 
     def to(self, device: torch.device) -> Source:
         """Keep graphs and labels on a device from now on, where they fit in half of its free memory."""
@@ -107,10 +128,22 @@ class Source:
             return self.build(self._take(indices)).to(device)
         return self.packed.select(torch.from_numpy(np.asarray(indices))).to(device)
 
-    def pieces(self, batch_size: int) -> Iterator[Int[np.ndarray, " chosen"]]:
-        """All crystals in order, piece by piece."""
-        for start in range(0, len(self), batch_size):
-            yield np.arange(start, min(start + batch_size, len(self)))
+    def pieces(self, batch_size: int, device: torch.device) -> list[Int[np.ndarray, " chosen"]]:
+        """All crystals in order, in pieces for evaluation: of so many crystals, and of not too many atoms."""
+        on_gpu = device.type == "cuda"
+        most = max(batch_size, _GPU_CRYSTALS) if on_gpu else batch_size
+        atoms = _GPU_ATOMS if on_gpu else _CPU_ATOMS
+        if self.packed is not None:
+            sizes = self.packed.num_atoms.tolist()
+        else:
+            sizes = [len(crystal) for crystal in self.crystals]
+        starts, held = [0], 0
+        for row, size in enumerate(sizes):
+            if row > starts[-1] and (row - starts[-1] >= most or held + size > atoms):
+                starts.append(row)
+                held = 0
+            held += size
+        return np.split(np.arange(len(sizes)), starts[1:])
 
 
 def _bytes(value: object) -> int:
