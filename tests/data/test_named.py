@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +13,7 @@ import pytest
 
 from facetry.data import SETS, CrystalTable, dataset, get, info, list_sets
 from facetry.data.division import group_split
+from facetry.data.manifest import TargetInfo
 from facetry.data.named import target_column
 from facetry.data.vault import sha256_of
 
@@ -216,6 +220,24 @@ def test_extras(real):
     tensors = dataset("mp_piezo").val.extras["piezoelectric_tensor"]
     assert tensors.values.shape[1:] == (3, 6)
     assert tensors.unit == "C/m^2"
+
+
+def test_classes_come_from_text_from_integers_and_from_a_csv():
+    about = TargetInfo(task="multiclass", class_range=(1, 230), description="space group")
+    for values in ([221, None, 1], [221.0, None, 1.0], ["221", None, "1"]):
+        column = target_column(pa.table({"g": values}), "g", about, "mine")
+        np.testing.assert_array_equal(column, [220, np.nan, 0])
+    with pytest.raises(ValueError, match="mine: g has values outside its classes: 231"):
+        target_column(pa.table({"g": [231]}), "g", about, "mine")
+    with pytest.raises(ValueError, match="mine: the file has no column h; it has g"):
+        target_column(pa.table({"g": [1]}), "h", about, "mine")
+
+
+def test_listing_sets_needs_no_torch():
+    code = "import sys; from facetry.data import info, list_sets; [info(n).describe() for n in list_sets()]; "
+    code += "print([m for m in ('torch', 'ase', 'pyarrow', 'pymatgen', 'matplotlib') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_limit(real):

@@ -225,6 +225,8 @@ def target_column(table: pa.Table, name: str, info: TargetInfo, source: str) -> 
     column = table[name]
     if info.task == "multiclass":
         position = {c: float(i) for i, c in enumerate(info.class_names)}
+        if pa.types.is_floating(column.type):  # numbered classes that came through a CSV
+            column = column.cast(pa.int64())
         values = [None if v is None else str(v) for v in column.to_pylist()]
         unknown = sorted({v for v in values if v is not None and v not in position})
         if unknown:
