@@ -62,14 +62,15 @@ def primitive_cell(
             lattice, frac_coords, atomic_numbers, num_atoms, every, torch.ones_like(num_atoms)
         )
     transform, copy_of = maps
-    multiplicity = determinant(transform).abs().round().to(num_atoms.dtype)
+    multiplicity = determinant(transform).abs().round().to(num_atoms)
+    divide = transform.to(lattice)
+    copy_of = copy_of.to(frac_coords.device)
     changed = multiplicity > 1
     crystal = torch.arange(len(lattice), device=lattice.device).repeat_interleave(num_atoms)
 
-    smaller = inverse(transform).to(lattice.dtype) @ lattice
-    new_lattice = torch.where(changed[:, None, None], smaller, lattice)
+    new_lattice = torch.where(changed[:, None, None], inverse(transform).to(lattice) @ lattice, lattice)
     kept, atom_map = torch.unique(copy_of, return_inverse=True)
-    moved = _average(frac_coords, copy_of, transform.to(lattice.dtype)[crystal])
+    moved = _average(frac_coords, copy_of, divide[crystal].to(frac_coords.dtype))
     moved = moved - moved.detach().floor()
     moved = torch.where(moved >= 1.0, 0.0, moved)
     frac = torch.where(changed[crystal][:, None], moved, frac_coords)[kept]
@@ -128,8 +129,7 @@ class _Cells:
 def _find_maps(
     lattice: Tensor, frac_coords: Tensor, species: Tensor, num_atoms: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Integers that express each lattice in its primitive one, and the atom each atom is a copy of. None: no
-    finds."""
+    """Integers that express each lattice in its primitive one, and the atom each atom is a copy of; or None."""
     device = lattice.device
     _, dense = torch.unique(species.to(device), return_inverse=True)
     num_atoms = num_atoms.to(device, torch.int64)
@@ -166,8 +166,7 @@ def _find_maps(
     basis = inverse(transform[changed]) @ lattice[changed]
     _, change = minkowski_reduce(basis)
     transform[changed] = (transform[changed] @ inverse(change.to(lattice.dtype)).round()).round()
-    out = frac_coords.device
-    return transform.to(out), copy_of.to(out)
+    return transform, copy_of
 
 
 def _repeating(cells: _Cells) -> tuple[_Cells, Tensor, Tensor]:

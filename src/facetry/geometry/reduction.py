@@ -69,7 +69,8 @@ def _minkowski_transform(lattice: Float[Tensor, "crystals 3 3"]) -> Float[Tensor
 
 
 def _check_volume(reduced: Float[Tensor, "crystals 3 3"], lattice: Float[Tensor, "crystals 3 3"]) -> None:
-    """The volume of a Minkowski cell is at least 1/√2 of the product of its lengths; anything else is broken."""
+    """The volume of a Minkowski cell is at least 1/√2 of the product of its lengths; anything else is
+    broken."""
     length = torch.linalg.vector_norm(reduced, dim=-1)
     sound = determinant(reduced).abs() > 0.5 * length.prod(-1)
     sound &= length[:, 0] > 1e-9 * length[:, 2]

@@ -54,8 +54,8 @@ def tie_classes(
     """One frame for each class of frames that see the same graph, with the summed weight of its class.
 
     Edges are sorted by crystal; ``edge_vector`` (Å) points from centre to neighbour; species are any integers
-    that tell atoms apart, ``center`` and ``neighbor`` the atoms' numbers. ``quantum`` (Å, or a cosine): graphs
-    that differ by less, root mean square, count as equal.
+    that tell atoms apart, ``center`` and ``neighbor`` the atoms' numbers. ``quantum`` (Å, or a cosine):
+    graphs that differ by less, root mean square, count as equal.
     """
     rep, _ = _representatives(
         frames,
