@@ -231,12 +231,13 @@ def predict(
     facetry predict runs/a "*.cif" more.zip table.parquet --json
     """
     from facetry.tasks.predict import predictions, table_columns, targets_of
-    from facetry.tasks.sources import items_of_paths
+    from facetry.tasks.sources import check_places, items_of_paths
     from facetry.tasks.tables import TableWriter, check_suffix
     from facetry.training import load
 
     if out is not None:
         check_suffix(out)
+    check_places(paths)
     set_threads(threads)
     network = load(model)
     place = choose_device(device)
@@ -262,8 +263,6 @@ def predict(
     finally:
         results.close()
         progress.close()
-    if not count:
-        raise Mistake(f"no structures found in {', '.join(paths)}")
     if table is not None:
         table.close()
     printer.close()
@@ -322,9 +321,10 @@ def embed(
     facetry embed runs/a structures/ -o vectors.parquet
     """
     from facetry.tasks.embed import EmbeddingWriter, embeddings
-    from facetry.tasks.sources import items_of_paths
+    from facetry.tasks.sources import check_places, items_of_paths
     from facetry.training import load
 
+    check_places(paths)
     set_threads(threads)
     writer = EmbeddingWriter(out, atoms)
     network = load(model)
@@ -337,7 +337,5 @@ def embed(
             writer.write(group)
             for outcome in group:
                 count[outcome.status] = count.get(outcome.status, 0) + 1
-        if not count:
-            raise Mistake(f"no structures found in {', '.join(paths)}")
     print(f"{_tally(count)}; {out}", file=sys.stderr)
     return OK if set(count) == {"ok"} else SOME_FAILED

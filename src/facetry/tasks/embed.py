@@ -73,7 +73,7 @@ def embed(
         vectors=np.array(rows, dtype=np.float64).reshape(len(outcomes), channels),
         atoms=per_atom,
         sources=[o.item.source for o in outcomes],
-        names=["" if o.item.crystal is None else o.item.crystal.name for o in outcomes],
+        names=[o.item.name for o in outcomes],
         status=[str(o.status) for o in outcomes],
         messages=[o.message for o in outcomes],
     )
@@ -151,7 +151,7 @@ class EmbeddingWriter:
         crystals = [o.item.crystal for o in outcomes]
         columns: dict[str, Any] = {
             "source": [o.item.source for o in outcomes],
-            "name": ["" if c is None else c.name for c in crystals],
+            "name": [o.item.name for o in outcomes],
             "formula": ["" if c is None else c.formula for c in crystals],
             "status": [o.status for o in outcomes],
             "message": [o.message for o in outcomes],

@@ -34,11 +34,16 @@ _GPU_LIMITS = (512, 20_000, 1_000_000)
 
 @dataclass(frozen=True)
 class Item:
-    """One input: a crystal, or the reason why there is none."""
+    """One input: a crystal, or the reason why there is none. `label` names it where the crystal does not."""
 
     source: str
     crystal: Crystal | None
     error: str = ""
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return (self.crystal.name if self.crystal is not None else "") or self.label
 
 
 @dataclass(frozen=True)
@@ -319,6 +324,5 @@ def _why(error: Exception, item: Item, batch: Batch | None) -> str:
             f"not enough memory for {len(item.crystal or ())} atoms{edges}; free memory or use a smaller cell"
         )
     first = next(iter(str(error).splitlines()), "")
-    name = item.crystal.name if item.crystal is not None else ""
-    first = first.removeprefix(f"{name}: ") if name else first
+    first = first.removeprefix(f"{item.name}: ")
     return first if isinstance(error, ValueError) and first else f"{type(error).__name__}: {first}"

@@ -212,7 +212,7 @@ class Translator:
                 in_domain=in_domain,
                 status=outcome.status,
                 message=message,
-                name=crystal.name if crystal is not None else "",
+                name=outcome.item.name,
                 source=outcome.item.source,
                 target=target.name,
                 probabilities=probabilities,

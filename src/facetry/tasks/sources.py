@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any
 
 from facetry.crystal import Crystal, as_crystal
 from facetry.tasks.inference import Item
+
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def items_of(crystals: Any) -> Iterator[Item]:
@@ -48,16 +51,36 @@ def _items_of_many(entries: Iterable[Any]) -> Iterator[Item]:
 
 
 def items_of_paths(paths: Sequence[str | PathLike[str]], workers: int | None = None) -> Iterator[Item]:
-    """Inputs read from files, folders, globs, archives and tables, in order."""
+    """Inputs read from files, folders, globs, archives and tables, in order.
+
+    `workers` is the number of parsing processes; None is one for every four cores, at most four.
+    """
     if not paths:
         return
     from facetry.io import ReadError, read_many
 
-    for source, result in read_many(list(paths), workers=workers):
+    count = workers or max(1, min(4, (os.cpu_count() or 1) // 4))
+    for source, name, result in read_many(list(paths), workers=count):
         if isinstance(result, ReadError):
-            yield Item(str(source), None, _one_line(result.reason))
+            yield Item(source, None, result.reason, name)
         else:
-            yield Item(str(source), result)
+            yield Item(source, result)
+
+
+def check_places(paths: Sequence[str | PathLike[str]]) -> None:
+    """Raises FileNotFoundError for a path without anything to read: missing, an empty folder, a pattern
+    without a match, a table without a header. Bad files among good ones are no mistake, they get rows."""
+    from facetry.io import ReadError
+    from facetry.io.sources import Ready, find
+
+    for path in map(os.fspath, paths):
+        if os.path.isfile(path) and path.lower().endswith(_ARCHIVES):
+            continue  # a damaged download is a bad input, not a mistake
+        first = next(find(path), None)
+        if first is None:
+            raise FileNotFoundError(f"{path}: nothing to read there")
+        if isinstance(first, Ready) and isinstance(first.result, ReadError) and first.source == path:
+            raise FileNotFoundError(str(first.result))
 
 
 def _is_structure(obj: Any) -> bool:
