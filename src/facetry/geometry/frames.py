@@ -68,8 +68,7 @@ def tied_frames(
 def continuous_frames(
     lattice: Float[Tensor, "crystals 3 3"], tau: float = 0.1, delta: float = 0.05
 ) -> FrameSet:
-    """Frames with weights that change continuously with the lattice, through ties of lengths and right
-    angles.
+    """Frames with weights that change continuously with the lattice, through ties and right angles.
 
     All independent triples with ``‖e_m‖ < λ_m + tau`` (Å) take part with weight ``Π χ((‖e_m‖ - λ_m)/tau)``
     times ``ρ(cos(e1, e_m)/delta)`` for m = 2, 3, where χ(x) = (1 + cos πx)/2 and ρ(x) = (1 + x)/2 cut to [0,
@@ -102,9 +101,8 @@ def published_frame(lattice: Float[Tensor, "crystals 3 3"]) -> FrameSet:
     _, transform = minkowski_reduce(work)
     half = torch.tensor(_CANDIDATES, dtype=torch.int64, device=work.device)
     both = torch.cat((half, -half))
-    images = both.to(work.dtype) @ transform.to(
-        work.dtype
-    )  # coefficients in the given lattice, (crystals, 26, 3)
+    # coefficients in the given lattice, (crystals, 26, 3)
+    images = both.to(work.dtype) @ transform.to(work.dtype)
     for axis in (2, 1, 0):  # stable sorts, the most important key last
         order = images[..., axis].argsort(dim=1, stable=True)
         images = images.gather(1, order[..., None].expand_as(images))

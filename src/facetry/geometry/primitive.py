@@ -129,7 +129,7 @@ class _Cells:
 def _find_maps(
     lattice: Tensor, frac_coords: Tensor, species: Tensor, num_atoms: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Integers that express each lattice in its primitive one, and the atom each atom is a copy of; or None."""
+    """Integers expressing each lattice in its primitive one, and the atom each atom is a copy of; or None."""
     device = lattice.device
     _, dense = torch.unique(species.to(device), return_inverse=True)
     num_atoms = num_atoms.to(device, torch.int64)

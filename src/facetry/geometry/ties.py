@@ -32,11 +32,10 @@ from torch import Tensor
 from facetry.geometry.frameset import FrameSet, ranges
 from facetry.geometry.reduction import working_copy
 
-# Weights of the three cosines and of the two species: irrational, so that no symmetric arrangement adds up by
-# chance.
+# Weights of the cosines and species: irrational, so that no symmetric arrangement adds up by chance.
 _COSINE = (0.7320508075688772, 1.1892071150027210, 1.5874010519681994)
 _CENTER, _NEIGHBOR = 0.6180339887498949, 0.7548776662466927
-_PAIRS_AT_ONCE = 1 << 18  # frames times edges worked on together: 2 MB an array
+_PAIRS_AT_ONCE = 1 << 17  # frames times edges worked on together: 1 MB an array
 
 
 def tie_classes(
@@ -114,8 +113,7 @@ def canonical_frames(
 def frame_vector_weights(
     frames: FrameSet,
 ) -> tuple[Int[Tensor, " vectors"], Int[Tensor, "vectors 3"], Float[Tensor, " vectors"]]:
-    """Every lattice vector that occurs in a frame: crystal, integer coefficients, share of frames that
-    contain it.
+    """Every lattice vector that occurs in a frame: crystal, coefficients, share of frames that contain it.
 
     ±v counts once, with its first non-zero coefficient positive; shares of one crystal add up to 3.
     """
@@ -228,8 +226,7 @@ def _graph(
 
 
 def _chunks(counts: Tensor, num_edges: Tensor, several: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Crystals with equally many frames, so many at a time that an array of frames times edges stays
-    small."""
+    """Crystals with equally many frames, as many as keep an array of frames times edges small."""
     for count in torch.unique(counts[several]).tolist():
         crystals = (counts == count).nonzero().squeeze(1)
         # frames are also compared with one another
