@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -192,3 +195,58 @@ def test_an_outcome_keeps_its_input():
     assert Outcome(item, "failed", "reason").values == {}
     (result,) = predictions(Double(), [item])
     assert (result.source, result.message, result.crystal) == ("a", "reason", None)
+
+
+@pytest.fixture
+def large():
+    """SrTiO3, 800 formula units with every atom off its site: 4000 atoms, no smaller cell."""
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    cell = Crystal(3.905 * np.eye(3), sites, [38, 22, 8, 8, 8]).supercell([10, 10, 8])
+    shift = np.random.default_rng(0).normal(scale=1e-3, size=(len(cell), 3))
+    return cell.replace(frac_coords=cell.frac_coords + shift, name="large")
+
+
+def test_a_crystal_that_cannot_fit_is_not_tried(large, monkeypatch):
+    from facetry.models import MODELS
+
+    model = MODELS["icomformer"](layers=1, channels=16, k=6)
+    small = crystal(38, 22, 8, name="small")
+    monkeypatch.setattr("facetry.tasks.inference.free_memory", lambda: 1_000_000)
+    monkeypatch.setattr("facetry.tasks.inference._CPU_LIMITS", (64, 2_000, 10_000))
+    results = predict(model, [small, large, small])
+    assert [r.status for r in results] == ["ok", "failed", "ok"]
+    assert results[1].message.startswith("not enough memory for 4000 atoms, ")
+    monkeypatch.setattr("facetry.tasks.inference.free_memory", lambda: None)
+    assert predict(model, large)[0].status == "ok"
+
+
+LITTLE_MEMORY = """
+import resource, sys
+import numpy as np
+import torch
+torch.set_num_threads(1)
+import facetry
+from facetry.models import MODELS
+sites = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+small = facetry.Crystal(3.905 * np.eye(3), sites, [38, 22, 8, 8, 8], name="small")
+large = small.supercell([10, 10, 8])
+shift = np.random.default_rng(0).normal(scale=1e-3, size=(4000, 3))
+large = large.replace(frac_coords=large.frac_coords + shift)
+model = MODELS["icomformer"](layers=1, channels=256)
+facetry.predict(model, small)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
+for result in facetry.predict(model, [small, large, small]):
+    print(result.status, result.message)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs resource limits")
+@pytest.mark.parametrize("megabytes", [150, 400])
+def test_4000_atoms_and_little_memory_give_a_row(megabytes):
+    command = [sys.executable, "-c", LITTLE_MEMORY, str(megabytes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = done.stdout.splitlines()
+    assert [row.split()[0] for row in rows] == ["ok", "failed", "ok"]
+    assert "not enough memory for 4000 atoms" in rows[1]

@@ -35,10 +35,11 @@ app.add_typer(data.app, name="dataset", short_help="Named sets: list, info, get,
 app.command("doctor", short_help="Versions, devices, a self-test in seconds.")(check.doctor)
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         print(f"facetry {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

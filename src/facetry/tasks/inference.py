@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ Status = Literal["ok", "skipped", "failed"]
 T = TypeVar("T")
 
 PER_ATOM = frozenset({"atom_embeddings"})
+_TENSORS = 3  # rows of edges x channels that any network holds at once, at least
 TOO_CLOSE = 0.1  # Å; no two atoms of a real crystal are nearer, the shortest bond (H2) is 0.74
 _CPU_LIMITS = (64, 2_000, 100_000)
 _GPU_LIMITS = (512, 20_000, 1_000_000)
@@ -233,6 +235,7 @@ class _Runner:
 
     def _evaluate(self, prepared: _Prepared, positions: list[int], batch: Batch) -> None:
         try:
+            self._check_memory(batch)
             with torch.no_grad():
                 tensors = {
                     name: tensor.double().cpu() if tensor.device.type != "mps" else tensor.cpu().double()
@@ -260,6 +263,31 @@ class _Runner:
             else:
                 outcome = Outcome(item, "failed", "the model gave a value that is not finite")
             prepared.outcomes[position] = outcome
+
+    def _check_memory(self, batch: Batch) -> None:
+        """Refuse a crystal beyond the limits that certainly does not fit: Linux would kill the process."""
+        if batch.graph is None or len(batch.graph) <= self.limits.edges or self.device.type != "cpu":
+            return
+        free = free_memory()
+        channels = int(getattr(self.model, "channels", 0))
+        width = next((p.element_size() for p in self.model.parameters()), 4)
+        if free is not None and _TENSORS * len(batch.graph) * channels * width > free:
+            raise MemoryError
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take without swapping, by Linux and its control group; else None."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        if (limit := (group / "memory.max").read_text().strip()) != "max":
+            found.append(int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError, IndexError):
+        pass
+    return min(found, default=None)
 
 
 def _split_atoms(rows: Float[Tensor, "atoms channels"], batch: Batch) -> list[np.ndarray]:
