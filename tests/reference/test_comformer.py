@@ -1,0 +1,285 @@
+"""ComFormer against its plain formulas, e3nn, closed forms and the numbers of the paper."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from facetry.graph import LatticeKNearest
+from facetry.models import MODELS, EComFormer, IComFormer
+from facetry.nn.basis import GaussianBasis
+from facetry.nn.convolution import EquivariantUpdate, spherical_harmonics
+from tests import crystals as zoo
+from tests.reference import plain_comformer as plain
+
+CRYSTALS = [zoo.random_crystal(1, atoms=3), zoo.tellurium(), zoo.nacl(), zoo.random_crystal(7, atoms=2)]
+
+
+def make(cls, dtype=torch.float64, **options):
+    torch.manual_seed(5)
+    model = cls(channels=16, k=6, **options).to(dtype)
+    for module in model.modules():  # running statistics as after some training
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model
+
+
+def one_frame(model, crystals):
+    return model.training_batch(model.graph(crystals), torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("cls", "formula", "options"),
+    [
+        (IComFormer, plain.icomformer, {"layers": 3}),
+        (IComFormer, plain.icomformer, {"layers": 1, "atom_features": "learned"}),
+        (EComFormer, plain.ecomformer, {"layers": 2, "scalars": 8}),
+    ],
+)
+def test_outputs_and_gradients_are_those_of_the_plain_formula(cls, formula, options, training):
+    model = make(cls, **options).train(training)
+    batch = one_frame(model, CRYSTALS)
+    fast = model(batch)
+    slow = formula(model, batch)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
+    weight = torch.randn_like(fast)
+    ours = torch.autograd.grad((fast * weight).sum(), list(model.parameters()), allow_unused=True)
+    theirs = torch.autograd.grad((slow * weight).sum(), list(model.parameters()), allow_unused=True)
+    for (name, _), a, b in zip(model.named_parameters(), ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_weighted_self_edges_enter_the_formula():
+    """fcc: 12 vectors of equal length, each in one frame of two; k so small that they lie outside."""
+    crystal = zoo.low_motif(zoo.fcc(8.0), "wide fcc")
+    model = make(IComFormer, layers=2).eval()
+    batch = one_frame(model, [crystal])
+    weight = batch.graph.weight
+    assert weight is not None
+    assert float(weight.min()) == pytest.approx(0.5)
+    torch.testing.assert_close(model(batch), plain.icomformer(model, batch), rtol=0, atol=1e-12)
+
+
+def test_average_over_classes_is_the_average_over_all_frames():
+    """Every one of the 24 frames evaluated by itself, with no merging of classes."""
+    from dataclasses import replace
+
+    from facetry.geometry.frames import tied_frames
+
+    model = make(IComFormer, layers=2).eval()
+    for crystal in (zoo.srtio3(), zoo.nacl(), zoo.orthorhombic_motif()):
+        batch = model.graph([crystal])
+        frames = tied_frames(batch.lattice)
+        with torch.no_grad():
+            all_frames = model(replace(batch, frames=frames))
+            torch.testing.assert_close(model(batch), all_frames, rtol=0, atol=1e-12)
+        assert len(frames.crystal) in (4, 24, 144)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        # published 4 966 497 and 4 111 201; 74 080 of these are never read and not here
+        ("icomformer", {}, 4_892_417),
+        ("icomformer", {"layers": 3}, 4_037_121),
+        ("ecomformer", {}, 12_459_137),
+        ("ecomformer", {"scalars": 64}, 5_583_809),
+        ("ecomformer", {"layers": 2}, 11_603_841),
+        ("ecomformer", {"layers": 2, "scalars": 64}, 4_728_513),
+    ],
+)
+def test_parameter_counts(name, options, count):
+    assert sum(p.numel() for p in MODELS[name](**options).parameters()) == count
+
+
+def test_gaussian_bases():
+    """Centres, γ = 1/Δ, and the length 0.75 Å between two centres (specification §2.4)."""
+    length, angle = GaussianBasis(-4.0, 0.0, 256), GaussianBasis(-1.0, 1.0, 256)
+    assert length.gamma == pytest.approx(63.75, abs=1e-12)
+    assert angle.gamma == pytest.approx(127.5, abs=1e-12)
+    x = torch.tensor([-0.75 / 0.75], dtype=torch.float64)
+    values = length(x)[0]
+    below, above = length.centers[191], length.centers[192]
+    assert float(below) < -1 + 0.5 * 4 / 255 and float(below) <= -1 <= float(above)
+    expected = torch.exp(-63.75 * (x - (-4 + 4 / 255 * torch.arange(256, dtype=torch.float64))) ** 2)
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(length(x.float())[0].double(), expected, rtol=0, atol=1e-6)
+
+
+def rotation_matrices(seed):
+    matrix = torch.from_numpy(zoo.rotation(seed))
+    return matrix
+
+
+def test_harmonics_are_those_of_e3nn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from e3nn import o3
+    direction = torch.nn.functional.normalize(torch.randn(50, 3, dtype=torch.float64), dim=1)
+    theirs = o3.spherical_harmonics([1, 2], direction, normalize=True, normalization="component")
+    ours = spherical_harmonics(direction)
+    torch.testing.assert_close(ours[:, :3], theirs[:, :3], rtol=0, atol=1e-14)
+    # another orthonormal basis of degree 2: all inner products agree
+    torch.testing.assert_close(ours[:, 3:] @ ours[:, 3:].T, theirs[:, 3:] @ theirs[:, 3:].T, rtol=0, atol=1e-12)
+    assert ours[:, :3].square().sum(1).sub(3).abs().max() < 1e-12
+    assert ours[:, 3:].square().sum(1).sub(5).abs().max() < 1e-12
+
+
+def test_tensor_products_are_those_of_e3nn():
+    """Both products edge by edge as e3nn's FullyConnectedTensorProduct computes them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from e3nn import o3
+    torch.manual_seed(0)
+    n, atoms, edges = 8, 5, 40
+    update = EquivariantUpdate(16, n).double().eval()
+    x = torch.randn(atoms, 16, dtype=torch.float64)
+    f = torch.randn(edges, 16, dtype=torch.float64)
+    center, neighbor = torch.randint(0, atoms, (edges,)).sort().values, torch.randint(0, atoms, (edges,))
+    center[:atoms] = torch.arange(atoms)
+    center = center.sort().values
+    direction = torch.nn.functional.normalize(torch.randn(edges, 3, dtype=torch.float64), dim=1)
+    theirs_y = o3.spherical_harmonics([0, 1, 2], direction, normalize=True, normalization="component")
+    row = torch.arange(edges)
+    scalars, irreps = o3.Irreps(f"{n}x0e"), o3.Irreps(f"{n}x0e+8x1o+8x2e")
+    sh = o3.Irreps("1x0e+1x1o+1x2e")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = o3.FullyConnectedTensorProduct(scalars, sh, irreps, shared_weights=False).double()
+        second = o3.FullyConnectedTensorProduct(irreps, sh, scalars, shared_weights=False).double()
+
+    def weights(module):
+        return module.out(torch.nn.functional.softplus(module.hidden(f)))
+
+    h = update.project(x)
+    message = first(h[neighbor], theirs_y, weights(update.first))
+    one = torch.ones(edges, dtype=torch.float64)
+    mean = plain.mean_over_edges(message, center, one, atoms)
+    mean[:, :n] += h
+    o = plain.mean_over_edges(second(mean[neighbor], theirs_y, weights(update.second)), center, one, atoms)
+    softplus = torch.nn.functional.softplus
+    expected = softplus(update.out(softplus(update.norm(o)))) + update.skip(x)
+    # the same basis of degree 2 for both
+    ours = update(x, f, row, theirs_y[:, 1:], center, neighbor, None)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_vectors_and_tensors_turn_with_the_crystal():
+    """The features between the two products rotate with D¹(R) and D²(R)."""
+    torch.manual_seed(2)
+    update = EquivariantUpdate(16, 8).double().eval()
+    direction = torch.nn.functional.normalize(torch.randn(30, 3, dtype=torch.float64), dim=1)
+    x, f = torch.randn(4, 16, dtype=torch.float64), torch.randn(30, 16, dtype=torch.float64)
+    center, neighbor = torch.arange(30) % 4, torch.randint(0, 4, (30,))
+    center = center.sort().values
+    turn = torch.from_numpy(zoo.rotation(4))
+    # D² in the basis of the harmonics, from many directions at once
+    probe = torch.nn.functional.normalize(torch.randn(200, 3, dtype=torch.float64), dim=1)
+    d2 = torch.linalg.lstsq(spherical_harmonics(probe)[:, 3:], spherical_harmonics(probe @ turn.T)[:, 3:]).solution
+    args = (torch.arange(30), center, neighbor)
+    s, v, t = update.spread(x, f, args[0], spherical_harmonics(direction), args[1], args[2], None)
+    s2, v2, t2 = update.spread(x, f, args[0], spherical_harmonics(direction @ turn.T), args[1], args[2], None)
+    torch.testing.assert_close(s2, s, rtol=0, atol=1e-12)
+    torch.testing.assert_close(v2, v @ turn.T, rtol=0, atol=1e-12)
+    torch.testing.assert_close(t2, t @ d2, rtol=0, atol=1e-12)
+    assert float((v2 - v).detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("crystal", "k", "clean", "duplicates"),
+    [
+        (zoo.po(), 12, 18, 36),
+        (zoo.po(), 25, 26, 52),
+        (zoo.cu(), 12, 12, 24),
+        (zoo.cscl(), 16, 52, 88),
+        (zoo.nacl(), 16, 36, 60),
+        (zoo.nacl(), 25, 52, 76),
+        (zoo.si(), 16, 32, 56),
+    ],
+    ids=lambda v: getattr(v, "name", str(v)),
+)
+def test_edge_counts_of_the_specification(crystal, k, clean, duplicates):
+    assert len(LatticeKNearest(k=k)([crystal]).graph) == clean
+    assert len(LatticeKNearest(k=k, reference_duplicates=True)([crystal]).graph) == duplicates
+
+
+def test_noise_of_1e_7_leaves_the_edges_of_symmetric_crystals():
+    rng = np.random.default_rng(0)
+    for crystal in zoo.symmetric():
+        noisy = type(crystal)(
+            crystal.lattice,
+            crystal.frac_coords + rng.normal(size=crystal.frac_coords.shape) * 1e-7 / 4,
+            crystal.atomic_numbers,
+        )
+        assert len(LatticeKNearest(k=16)([noisy]).graph) == len(LatticeKNearest(k=16)([crystal]).graph)
+
+
+def test_published_construction_depends_on_the_orientation():
+    """Wurtzite, achiral, answers differently after inversion where one frame is picked by round-off."""
+    ours = make(IComFormer, layers=2).eval()
+    published = make(IComFormer, layers=2, construction="published").eval()
+
+    def spread(model, crystals):
+        with torch.no_grad():
+            values = torch.cat([model(model.graph([c])) for c in crystals])
+        return float(values.max() - values.min())
+
+    turned = [zoo.rotated(zoo.zno(), zoo.rotation(i)) for i in range(12)]
+    cells = [zoo.rebased(zoo.zno(), zoo.unimodular(i)) for i in range(12)]
+    images = [*turned, *cells, zoo.mirrored(zoo.zno())]
+    assert spread(ours, images) <= 1e-12
+    assert spread(published, images) > 1e-9
+
+
+def test_disconnected_graphs_get_more_neighbours():
+    from facetry.crystal import Crystal
+
+    slabs = Crystal(np.diag([3.0, 3.0, 30.0]), [[0, 0, 0], [0.5, 0.5, 0.5]], [6, 7], name="two sheets")
+    graph = LatticeKNearest(k=4)([slabs]).graph
+    assert ((graph.center == 0) & (graph.neighbor == 1)).any()
+
+
+def test_continuous_frames_pass_a_tie_without_a_jump():
+    """Orthorhombic to monoclinic in steps of 1e-4: the average over frames with vanishing weights is smooth."""
+    from facetry.crystal import Crystal
+
+    base = zoo.orthorhombic_motif()
+    values = {}
+    for construction in ("continuous", "average"):
+        model = make(IComFormer, layers=2, construction=construction).eval()
+        with torch.no_grad():  # differences between frames are small at random weights
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        path = []
+        for step in range(-30, 31):
+            lattice = base.lattice.copy()
+            lattice[2, 0] += 6.2 * 1e-4 * step
+            path.append(Crystal(lattice, base.frac_coords, base.atomic_numbers))
+        graphs = model.graph(path).graph.num_edges
+        assert int(graphs.min()) == int(graphs.max())  # one edge set along the path: only frames change
+        with torch.no_grad():
+            values[construction] = model(model.graph(path))[:, 0].numpy()
+    reference = values["continuous"]
+    steps = np.abs(np.diff(reference))
+    span = np.abs(values["average"]).max()
+    assert steps.max() <= 1e-3 * span
+
+
+def test_gradcheck_of_a_small_copy():
+    from dataclasses import replace
+
+    torch.manual_seed(1)
+    model = IComFormer(channels=16, layers=2, k=4).double().eval()
+    batch = one_frame(model, [zoo.random_crystal(3, atoms=2)])
+
+    def energy(frac, lattice):
+        return model(replace(batch, frac_coords=frac, lattice=lattice))
+
+    inputs = (batch.frac_coords.clone().requires_grad_(), batch.lattice.clone().requires_grad_())
+    assert torch.autograd.gradcheck(energy, inputs, eps=1e-6, atol=1e-7, rtol=1e-5)
