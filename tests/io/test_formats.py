@@ -140,7 +140,9 @@ def test_others_read_what_we_write():
     )
     assert Crystal.from_pymatgen(Structure.from_str(crystal.to_text("json"), fmt="json")) == crystal
     np.testing.assert_allclose(
-        Structure.from_str(crystal.to_text("poscar"), fmt="poscar").frac_coords, crystal.frac_coords, atol=1e-12
+        Structure.from_str(crystal.to_text("poscar"), fmt="poscar").frac_coords,
+        crystal.frac_coords,
+        atol=1e-12,
     )
     extxyz = ase_read(io.StringIO(crystal.to_text("extxyz")), format="extxyz")
     np.testing.assert_allclose(extxyz.positions, crystal.cart_coords, atol=1e-12)

@@ -30,21 +30,22 @@ def read(
     places: Any,
     *,
     errors: Literal["raise", "skip", "return"] = "raise",
-    merge_within: float | None = None,
-    time_limit: float | None = 20.0,
+    merge_within: float | int | None = None,
+    time_limit: float | int | None = 20.0,
 ) -> list[Crystal] | list[Crystal | ReadError]:
     """Every crystal in a file, folder, pattern, archive, table, or a list of these.
 
     Args:
         places: a path: CIF or mCIF, POSCAR or .vasp, .extxyz or .xyz with a lattice, JSON of pymatgen or ASE
-            (each also .gz); a folder (with its subfolders, sorted); a pattern such as "mine/*.cif"; a .zip or
+            (each also .gz); a folder (with its subfolders, sorted; what is no structure, archive or .parquet by
+            its name is left alone); a pattern such as "mine/*.cif"; a .zip or
             .tar.gz; a .csv with a column `cif` (text) or `file` (path from the table's folder); a .parquet
             with id, atomic_numbers, frac_coords, lattice. Or a Crystal, a pymatgen Structure, ASE Atoms.
             Or a list of any of these.
         errors: "raise" at the first structure that cannot be read, "skip" it, or "return" its ReadError in
             its place.
         merge_within: join full atoms of one element closer than this, in Å, instead of refusing the file.
-        time_limit: seconds allowed for one file; None for no limit.
+        time_limit: seconds allowed for one file (for one structure in a file of many); None for no limit.
 
     What a reader had to assume (an unknown occupancy, a missing hydrogen) is in `Crystal.notes`. Raises
     ReadError, whose text is one line: file, what is wrong, what to do.
@@ -66,16 +67,17 @@ def read_many(
     places: Any,
     *,
     workers: int = 1,
-    time_limit: float | None = 20.0,
+    time_limit: float | int | None = 20.0,
     memory_limit: int = 4 * 1024**3,
-    merge_within: float | None = None,
+    merge_within: float | int | None = None,
 ) -> Iterator[Reading]:
     """The same as a stream, in the order of the input, never stopped by a bad file.
 
     Args:
         places: as for `read`; may be a generator of paths.
         workers: parsing processes; 0 parses in this process, without limits.
-        time_limit: seconds allowed for one file; its worker is killed and replaced. None for no limit.
+        time_limit: seconds allowed for one file (for one structure in a file of many); its worker is then
+            killed and replaced. None for no limit.
         memory_limit: bytes a worker may use (where the system can enforce it).
         merge_within: as for `read`.
 
@@ -91,7 +93,7 @@ def read_many(
     return (Reading(*r) for r in parse_in_workers(items, workers, time_limit, memory_limit, merge_within))
 
 
-def _read_here(items: Iterator[Task | Ready], merge_within: float | None) -> Iterator[Reading]:
+def _read_here(items: Iterator[Task | Ready], merge_within: float | int | None) -> Iterator[Reading]:
     for item in items:
         if isinstance(item, Ready):
             yield Reading(item.source, item.name, item.result)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import gemmi
@@ -62,7 +63,9 @@ _MODULATED = (
 )
 
 
-def crystal_from_cif_text(text: str | bytes, name: str = "", *, merge_within: float | None = None) -> Crystal:
+def crystal_from_cif_text(
+    text: str | bytes, name: str = "", *, merge_within: float | int | None = None
+) -> Crystal:
     """The one crystal in a CIF text.
 
     Raises FormatError where the text holds none, several, or one that cannot be read.
@@ -78,9 +81,11 @@ def crystal_from_cif_text(text: str | bytes, name: str = "", *, merge_within: fl
 
 
 def read_cif(
-    text: str | bytes, *, merge_within: float | None = None
+    text: str | bytes, *, merge_within: float | int | None = None
 ) -> Iterator[tuple[str, Crystal | FormatError]]:
     """Block name and crystal (or what is wrong with it) for every structure in the text.
+
+    The name is "" where several blocks share it.
 
     Raises FormatError where the text is no CIF or holds no structure at all.
     """
@@ -88,16 +93,18 @@ def read_cif(
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
     modulated = b"_ssg" in raw or b"_modulation_dimension" in raw
     found = 0
+    names = Counter(block.name for block in document)
     for block in document:
         columns = _sites(block)
         if columns or block.find_values("_cell_length_a") or block.find_values("_cell.length_a"):
             found += 1
+            key = block.name.strip() if names[block.name] == 1 else ""
             try:
                 if modulated:
                     _refuse_modulated(block)
-                yield block.name, _crystal(block, columns, notes, merge_within)
+                yield key, _crystal(block, columns, notes, merge_within)
             except FormatError as error:
-                yield block.name, error
+                yield key, error
     if not found:
         raise FormatError("no structure in it: no block has a cell and atom sites")
 
@@ -111,7 +118,7 @@ def _refuse_modulated(block: gemmi.cif.Block) -> None:
 
 
 def _crystal(
-    block: gemmi.cif.Block, columns: dict[str, list[str]], notes: list[str], merge_within: float | None
+    block: gemmi.cif.Block, columns: dict[str, list[str]], notes: list[str], merge_within: float | int | None
 ) -> Crystal:
     notes = list(notes)
     lattice, angles = _lattice(block)
@@ -228,7 +235,11 @@ def _symmetry(
     )
     listed = from_triplets(triplets, centring) if triplets else None
     try:
-        named = from_symbols(hall, symbol, number, angles[0], angles[2])
+        # only a rhombohedral symbol needs the cell to be read
+        shape = (
+            () if symbol[:1] not in "RrHh" else (90.0, 120.0) if abs(angles[2] - 120) < 1 else (80.0, 80.0)
+        )
+        named = from_symbols(hall, symbol, number, *shape)
     except FormatError:
         if listed is None:
             raise
@@ -415,7 +426,7 @@ class _Atoms:
         operators: Operators,
         name: str,
         notes: list[str],
-        merge_within: float | None,
+        merge_within: float | int | None,
     ) -> Crystal:
         """The full cell by these operators."""
         count, copies = len(self.numbers), len(operators)

@@ -62,37 +62,48 @@ def stem_of(file: str) -> str:
 
 
 def parse(
-    data: bytes, file: str, format: str = "", merge_within: float | None = None, name: str = ""
-) -> list[tuple[str, Crystal | ReadError]]:
+    data: bytes, file: str, format: str = "", merge_within: float | int | None = None, name: str = ""
+) -> Iterator[tuple[str, Crystal | ReadError]]:
     """Name and crystal, or what is wrong with it, for every structure in a file's bytes.
 
     `file` is what errors call it; `format` is told from it unless given; `name` replaces the name that is
     made of the file's. Nothing is raised: a file that cannot be read at all gives one ReadError.
     """
     name = name or stem_of(file)
-    try:
-        found = list(_parse(data, file, format or format_of(file), merge_within))
-    except FormatError as error:
-        return [(name, ReadError(file, str(error)))]
-    except MemoryError:
-        return [(name, ReadError(file, "reading it needs more memory than is allowed"))]
-    except Exception as error:  # a fault of ours must not stop the files behind this one
-        return [(name, ReadError(file, f"could not be read ({type(error).__name__}: {error})"))]
-    keys = [key for key, _ in found]
-    results: list[tuple[str, Crystal | ReadError]] = []
-    for index, (key, result) in enumerate(found):
-        unique = key if key and keys.count(key) == 1 else str(index + 1)
-        full = name if len(found) == 1 else f"{name}#{unique}"
+    format = format or format_of(file)
+    found = _guarded(_parse(data, file, format, merge_within))
+    ahead = next(found, None)
+    index = 0
+    while ahead is not None:
+        (key, result), ahead = ahead, next(found, None)
+        alone = index == 0 and ahead is None
+        index += 1
+        full = name if alone else f"{name}#{key or index}"
         if isinstance(result, Crystal):
-            named = result if result.name == full else _renamed(result, full, format or format_of(file))
-            results.append((named.name, named))
+            # a file's own names win where they are meant as names; data blocks and comments are not
+            own = result.name if format in ("extxyz", "json") else ""
+            crystal = result if result.name == (own or full) else result.replace(name=full)
+            yield crystal.name, crystal
         else:
-            where = "" if len(found) == 1 else f"structure {unique}: "
-            results.append((full, ReadError(file, where + str(result))))
-    return results
+            where = "" if alone else f"structure {key or index}: "
+            yield full, ReadError(file, where + str(result))
 
 
-def from_text(text: str, format: str, name: str = "", *, merge_within: float | None = None) -> Crystal:
+def _guarded(
+    found: Iterator[tuple[str, Crystal | FormatError]],
+) -> Iterator[tuple[str, Crystal | FormatError]]:
+    """The same, with whatever is raised as a last item."""
+    try:
+        yield from found
+    except FormatError as error:
+        yield "", error
+    except MemoryError:
+        yield "", FormatError("reading it needs more memory than is allowed")
+    except Exception as error:  # a fault of ours must not stop the files behind this one
+        yield "", FormatError(f"could not be read ({type(error).__name__}: {error})")
+
+
+def from_text(text: str, format: str, name: str = "", *, merge_within: float | int | None = None) -> Crystal:
     """The one crystal in a text of the given format ("cif", "poscar", "extxyz", "json").
 
     Without `name` it keeps the name the text has: data block, comment line, `name`. Raises ReadError.
@@ -162,7 +173,7 @@ def write(crystals: Crystal | Sequence[Crystal], path: str | PathLike[str]) -> N
 
 
 def _parse(
-    data: bytes, file: str, format: str, merge_within: float | None
+    data: bytes, file: str, format: str, merge_within: float | int | None
 ) -> Iterator[tuple[str, Crystal | FormatError]]:
     if not format:
         raise FormatError(f"the name says no known format; expected {KNOWN}")
@@ -201,9 +212,3 @@ def _gunzip(data: bytes) -> bytes:
     if len(plain) > MAX_BYTES:
         raise FormatError(f"more than {MAX_BYTES} bytes once unpacked")
     return plain
-
-
-def _renamed(crystal: Crystal, name: str, format: str) -> Crystal:
-    """A file's own names win where they are meant as names (extxyz, JSON); data blocks are not."""
-    own = crystal.name if format in ("extxyz", "json") else ""
-    return crystal.replace(name=own or name)

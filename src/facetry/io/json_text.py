@@ -20,7 +20,9 @@ from facetry.io.sites import build_crystal
 __all__ = ["read_json", "write_json"]
 
 
-def read_json(text: str, *, merge_within: float | None = None) -> Iterator[tuple[str, Crystal | FormatError]]:
+def read_json(
+    text: str, *, merge_within: float | int | None = None
+) -> Iterator[tuple[str, Crystal | FormatError]]:
     """Where it stands ("" for the text itself) and crystal, for every structure in the text.
 
     A structure may stand alone, in a list, or in a dictionary of names; the crystal's own name is the
@@ -101,7 +103,7 @@ def _structures(node: Any, name: str, depth: int) -> Iterator[tuple[str, Any, An
                     yield from _structures(item, f"{name}.{key}" if name else str(key), depth + 1)
 
 
-def _from_pymatgen(node: dict[str, Any], merge_within: float | None) -> Crystal:
+def _from_pymatgen(node: dict[str, Any], merge_within: float | int | None) -> Crystal:
     properties = node.get("properties")
     name = properties.get("name", "") if isinstance(properties, dict) else ""
     lattice = np.array(node["lattice"]["matrix"], dtype=float)
@@ -138,7 +140,7 @@ def _from_pymatgen(node: dict[str, Any], merge_within: float | None) -> Crystal:
     )
 
 
-def _from_ase(node: dict[str, Any], merge_within: float | None) -> Crystal:
+def _from_ase(node: dict[str, Any], merge_within: float | int | None) -> Crystal:
     cell = node["cell"]
     cell = _array(cell["array"] if isinstance(cell, dict) and "array" in cell else cell)
     cart, numbers = _array(node["positions"]), _array(node["numbers"])

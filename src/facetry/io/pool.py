@@ -1,6 +1,6 @@
 """Parsing in worker processes: in order, with bounded memory, and no file can stop the others.
 
-Workers are plain `python -m facetry.io.worker` processes, so scripts need no `__main__` guard and notebooks
+Workers are plain Python processes started from scratch, so scripts need no `__main__` guard and notebooks
 work. Files go out in batches, answers come back one by one; that is how the file at fault is known when a
 worker runs over the time limit or dies.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import queue
 import subprocess
@@ -17,7 +18,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from facetry.crystal import Crystal
 from facetry.io.errors import ReadError
@@ -33,14 +33,16 @@ _BATCH_FILES = 32
 _BATCH_BYTES = 1 << 20
 _STARTUP = 120.0  # s; a loaded machine may take long to start a Python
 _KEPT_IDLE = 2
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from facetry.io.worker import main; main(int(sys.argv[2]))"
+)
 
 
 class _Worker:
     """One process. `busy_since` is when the file at work was begun, None between batches."""
 
     def __init__(self, memory_limit: int) -> None:
-        package_root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         # one thread each: the work is not linear algebra, and thread pools eat the memory limit
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.memory_limit = memory_limit
@@ -49,14 +51,15 @@ class _Worker:
         self.overdue = False
         self.started = False
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "facetry.io.worker", str(memory_limit)],
+            # the same search path as here, so that it runs the same facetry
+            [sys.executable, "-c", _START, json.dumps(sys.path), str(memory_limit)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **threads, "PYTHONPATH": path},
+            env={**os.environ, **threads},
         )
 
-    def run(self, tasks: list[Task], merge_within: float | None) -> Iterator[Results]:
+    def run(self, tasks: list[Task], merge_within: float | int | None) -> Iterator[Results]:
         """Results of each task in turn; ends early where the process dies."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -75,11 +78,16 @@ class _Worker:
             self.busy_since = time.monotonic()
             send(self.process.stdin, header, b"".join(t.data or b"" for t in tasks))
             for _ in tasks:
-                message = receive(self.process.stdout)
-                if message is None:
-                    return
-                self.busy_since = time.monotonic()
-                yield results_from(*message)
+                results: Results = []
+                more = True
+                while more:
+                    message = receive(self.process.stdout)
+                    if message is None:
+                        return
+                    self.busy_since = time.monotonic()
+                    found, more = results_from(*message)
+                    results += found
+                yield results
         except OSError:  # the pipe broke: the process is gone
             return
         finally:
@@ -137,7 +145,11 @@ class _Pool:
     """Threads that each feed one worker from a queue of batches, and one that watches the clock."""
 
     def __init__(
-        self, workers: int, time_limit: float | None, memory_limit: int, merge_within: float | None
+        self,
+        workers: int,
+        time_limit: float | int | None,
+        memory_limit: int,
+        merge_within: float | int | None,
     ) -> None:
         self.time_limit, self.memory_limit, self.merge_within = time_limit, memory_limit, merge_within
         self.batches: queue.SimpleQueue[tuple[int, list[Task]] | None] = queue.SimpleQueue()
@@ -179,7 +191,7 @@ class _Pool:
             if not started:
                 raise RuntimeError(
                     f"the parser process did not start (exit code {worker.process.returncode}): "
-                    f"{sys.executable} -m facetry.io.worker"
+                    f"{sys.executable} could not import facetry.io.worker"
                 )
             task = tasks[len(done)]
             reason = (
@@ -190,7 +202,7 @@ class _Pool:
             done.append([(task.name or stem_of(task.source), ReadError(task.source, reason))])
         return done
 
-    def _watch(self, limit: float) -> None:
+    def _watch(self, limit: float | int) -> None:
         while not self.closing.wait(min(0.1, limit / 4)):
             now = time.monotonic()
             for worker in list(self.current.values()):
@@ -218,9 +230,9 @@ class _Pool:
 def parse_in_workers(
     items: Iterable[Task | Ready],
     workers: int,
-    time_limit: float | None,
+    time_limit: float | int | None,
     memory_limit: int,
-    merge_within: float | None,
+    merge_within: float | int | None,
 ) -> Iterator[tuple[str, str, Crystal | ReadError]]:
     """Source, name and result of every item, in the order of the items.
 

@@ -19,7 +19,7 @@ from facetry.io.sites import build_crystal
 __all__ = ["read_poscar", "write_poscar"]
 
 
-def read_poscar(text: str, *, merge_within: float | None = None) -> Crystal:
+def read_poscar(text: str, *, merge_within: float | int | None = None) -> Crystal:
     """The crystal in a POSCAR text. Velocities and what follows them are not read."""
     lines = text.split("\n")
     if len([line for line in lines[:8] if line.strip()]) < 6:

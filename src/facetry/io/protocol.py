@@ -40,9 +40,11 @@ def receive(stream: BinaryIO) -> tuple[Any, bytes] | None:
     return json.loads(header), body
 
 
-def results_message(results: list[tuple[str, Crystal | ReadError]]) -> tuple[list[Any], bytes]:
-    """Header and body for what one file gave."""
-    header: list[Any] = []
+def results_message(
+    results: list[tuple[str, Crystal | ReadError]], more: bool = False
+) -> tuple[list[Any], bytes]:
+    """Header and body for what one file gave; `more` where it is not all yet."""
+    header: list[Any] = [more]
     body: list[bytes] = []
     for name, result in results:
         if isinstance(result, ReadError):
@@ -58,11 +60,11 @@ def results_message(results: list[tuple[str, Crystal | ReadError]]) -> tuple[lis
     return header, b"".join(body)
 
 
-def results_from(header: list[Any], body: bytes) -> list[tuple[str, Crystal | ReadError]]:
-    """The inverse of `results_message`."""
+def results_from(header: list[Any], body: bytes) -> tuple[list[tuple[str, Crystal | ReadError]], bool]:
+    """The inverse of `results_message`: the results, and whether more of this file will come."""
     results: list[tuple[str, Crystal | ReadError]] = []
     at = 0
-    for name, count, first, second in header:
+    for name, count, first, second in header[1:]:
         if count is None:
             results.append((name, ReadError(first, second)))
             continue
@@ -72,4 +74,4 @@ def results_from(header: list[Any], body: bytes) -> list[tuple[str, Crystal | Re
         at += 72 + 25 * count
         shares = first and [dict(map(tuple, site)) for site in first]
         results.append((name, Crystal(lattice, frac, numbers, shares, name, notes=second)))
-    return results
+    return results, header[0]

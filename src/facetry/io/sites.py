@@ -60,7 +60,7 @@ def build_crystal(
     listed: np.ndarray | None = None,
     label: Callable[[int], str] | None = None,
     notes: Sequence[str] = (),
-    merge_within: float | None = None,
+    merge_within: float | int | None = None,
 ) -> Crystal:
     """The crystal a file describes.
 

@@ -56,7 +56,7 @@ class Ready:
     result: Crystal | ReadError
 
 
-def find(places: Any, merge_within: float | None = None) -> Iterator[Task | Ready]:
+def find(places: Any, merge_within: float | int | None = None) -> Iterator[Task | Ready]:
     """Everything to read in `places`: a path, a pattern, a structure object, or an iterable of these."""
     if isinstance(places, str | PathLike):
         yield from _place(os.fspath(places), merge_within)
@@ -83,7 +83,7 @@ def _object(value: Any, label: str) -> Ready:
     return Ready(crystal.name or label, crystal.name or label, crystal)
 
 
-def _place(path: str, merge_within: float | None) -> Iterator[Task | Ready]:
+def _place(path: str, merge_within: float | int | None) -> Iterator[Task | Ready]:
     if os.path.isdir(path):
         yield from _folder(path, merge_within)
     elif os.path.exists(path):
@@ -98,7 +98,7 @@ def _place(path: str, merge_within: float | None) -> Iterator[Task | Ready]:
         yield _error(path, "no such file or folder")
 
 
-def _file(path: str, merge_within: float | None) -> Iterator[Task | Ready]:
+def _file(path: str, merge_within: float | int | None) -> Iterator[Task | Ready]:
     lower = path.lower()
     if lower.endswith(_ARCHIVES):
         yield from _archive(path)
@@ -112,7 +112,7 @@ def _file(path: str, merge_within: float | None) -> Iterator[Task | Ready]:
         yield _error(path, f"the name says no known format; expected {KNOWN}, an archive or a table")
 
 
-def _folder(path: str, merge_within: float | None) -> Iterator[Task | Ready]:
+def _folder(path: str, merge_within: float | int | None) -> Iterator[Task | Ready]:
     found = False
     for folder, inner, files in os.walk(path):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
@@ -235,7 +235,7 @@ def _csv(path: str) -> Iterator[Task | Ready]:
 _COLUMNS = ("atomic_numbers", "frac_coords", "lattice")
 
 
-def _parquet(path: str, merge_within: float | None) -> Iterator[Ready]:
+def _parquet(path: str, merge_within: float | int | None) -> Iterator[Ready]:
     """Rows of a table with id, atomic_numbers, frac_coords (flat) and lattice (flat), a batch at a time."""
     import pyarrow
     import pyarrow.parquet
@@ -280,7 +280,7 @@ def _parquet_row(
     numbers: np.ndarray | None,
     frac: np.ndarray | None,
     lattice: np.ndarray | None,
-    merge_within: float | None,
+    merge_within: float | int | None,
 ) -> Ready:
     where = f"{path}:row {row} ({name})"
     try:

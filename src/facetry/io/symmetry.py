@@ -173,9 +173,12 @@ def _closed(rotation: np.ndarray, translation: np.ndarray) -> tuple[np.ndarray, 
 
 
 @lru_cache(maxsize=512)
-def from_symbols(hall: str, hermann_mauguin: str, number: str, alpha: float, gamma: float) -> list[Operators]:
+def from_symbols(
+    hall: str, hermann_mauguin: str, number: str, alpha: float = 0.0, gamma: float = 0.0
+) -> list[Operators]:
     """Candidate space groups for the symbols a file gives ("" where it gives none), most likely first.
 
+    `alpha` and `gamma` tell a hexagonal from a rhombohedral cell where the symbol does not.
     Empty where there is no symbol at all. Raises FormatError for symbols nobody knows or that contradict
     each other.
     """

@@ -1,4 +1,4 @@
-"""The process that parses: `python -m facetry.io.worker MEMORY_LIMIT`, spoken to over stdin and stdout.
+"""The process that parses, spoken to over stdin and stdout.
 
 It reads batches of files, answers after every file and ends when its input does. A file that makes it hang
 or crash takes nobody with it: the reader kills it, blames that file, and starts another.
@@ -7,11 +7,15 @@ or crash takes nobody with it: the reader kills it, blames that file, and starts
 from __future__ import annotations
 
 import os
-import sys
+import time
 
+from facetry.crystal import Crystal
 from facetry.io.errors import ReadError
 from facetry.io.formats import MAX_BYTES, parse, stem_of
 from facetry.io.protocol import receive, results_message, send
+
+CHUNK = 256  # structures of one file per answer
+PATIENCE = 0.2  # s after which a file with many structures shows that it is getting on
 
 
 def main(memory_limit: int) -> None:
@@ -28,12 +32,18 @@ def main(memory_limit: int) -> None:
         for source, format, path, size, name, merge_within in tasks:
             data = None if size is None else body[at : at + size]
             at += size or 0
+            results: list[tuple[str, Crystal | ReadError]] = []
             try:
                 if data is None:
                     data = _file_bytes(path, source)
-                results = parse(data, source, format, merge_within, name)
+                last = time.monotonic()
+                for result in parse(data, source, format, merge_within, name):
+                    results.append(result)
+                    if len(results) >= CHUNK or time.monotonic() - last > PATIENCE:
+                        send(answers, *results_message(results, more=True))
+                        results, last = [], time.monotonic()
             except ReadError as error:
-                results = [(name or stem_of(source), error)]
+                results.append((name or stem_of(source), error))
             send(answers, *results_message(results))
 
 
@@ -63,7 +73,3 @@ def _limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
     except (ValueError, OSError):  # macOS refuses it
         return
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -19,7 +19,9 @@ _PAIR = re.compile(
 )
 
 
-def read_xyz(text: str, *, merge_within: float | None = None) -> Iterator[tuple[str, Crystal | FormatError]]:
+def read_xyz(
+    text: str, *, merge_within: float | int | None = None
+) -> Iterator[tuple[str, Crystal | FormatError]]:
     """Name (the comment's `name`, or "") and crystal of every frame.
 
     A frame that cannot be read gives a FormatError in its place; where the frames cannot be told apart any
@@ -80,7 +82,7 @@ def write_extxyz(crystal: Crystal) -> str:
 
 
 def _frame(
-    info: dict[str, str], rows: list[str], first_line: int, name: str, merge_within: float | None
+    info: dict[str, str], rows: list[str], first_line: int, name: str, merge_within: float | int | None
 ) -> Crystal:
     lattice = _lattice(info)
     species_at, species_kind, position_at = _columns(info.get("properties", ""))
