@@ -39,6 +39,12 @@ def test_read_and_write_again(tmp_path: Path) -> None:
         assert name in text
 
 
+def test_a_limit_of_every_part_is_written_where_it_is_read(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, GOOD), ["data.limit={train=9, val=4}"])
+    assert recipe.data.limit == {"train": 9, "val": 4}
+    assert make_recipe(tomllib.loads(recipe.to_toml())) == recipe
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -110,8 +110,11 @@ class Recipe(BaseModel):
         for name in type(self).model_fields:
             table = getattr(self, name)
             values = dict(table) if isinstance(table, dict) else table.model_dump()
-            lines = [f"[{name}]\n", tomli_w.dumps({k: v for k, v in values.items() if v is not None})]
+            inner = {k: v for k, v in values.items() if isinstance(v, dict)}  # a table ends the keys above it
+            plain = {k: v for k, v in values.items() if v is not None and k not in inner}
+            lines = [f"[{name}]\n", tomli_w.dumps(plain)]
             lines += [f"# {k} is not set\n" for k, v in values.items() if v is None]
+            lines += [f"\n[{name}.{k}]\n{tomli_w.dumps(v)}" for k, v in inner.items()]
             tables.append("".join(lines))
         return "\n".join(tables)
 
