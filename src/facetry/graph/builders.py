@@ -162,7 +162,7 @@ class LatticeKNearest(Builder):
                     " expected one crystal; split it into its layers or molecules, or reduce the vacuum"
                 )
             wanted[split] = k
-            part = replace(batch, graph=None, frames=None, atom_map=None, num_input_atoms=None).select(split)
+            part = neighbors.bare(batch).select(split)
             atoms = ranges(offsets(batch.num_atoms)[:-1][split], part.num_atoms)
             more, more_radius = nearest_pairs(part, k, [names[i] for i in split.tolist()], gap)
             stale = torch.zeros(len(batch.frac_coords), dtype=torch.bool, device=batch.device)

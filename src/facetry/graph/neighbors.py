@@ -3,8 +3,8 @@
 The cell that is searched is the reduced one with every atom wrapped into it, whatever cell was given:
     x_given = (x + wrap) @ transform,      image_given = (image + wrap_center - wrap_neighbor) @ transform
 so skewed, flat, tiny or unwrapped cells cost no more than others and no image is missed.
-On the CPU vesin lists the pairs of one crystal after the other; elsewhere a batched search in plain torch
-does it for all crystals at once. All that follows (shells, unions, sorting) is batched.
+Small cells are searched all at once, in plain torch on any device; on the CPU vesin's cell lists take the
+large ones. All that follows (shells, unions, sorting) is batched.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from facetry.geometry.reduction import minkowski_reduce
-from facetry.graph.batch import Batch, PeriodicGraph, offsets, ranges
+from facetry.graph.batch import Batch, PeriodicGraph, group_index, offsets, ranges
 
 SHELL_GAP = 1e-3  # Å; neighbours closer together than this belong to one coordination shell
 COINCIDE = 1e-3  # Å; two atoms nearer than this are one atom written twice
-_ENUMERATION_LIMIT = 4_000_000  # candidate pairs held at once by the plain torch search
+_IN_CACHE, _IN_MEMORY = 1 << 16, 1 << 22  # candidate pairs enumerated at once on the CPU, elsewhere
+_SMALL = 30_000  # candidate pairs of a crystal below which enumerating them is faster than a call of vesin
 _VESIN_OPTIONS = {"n_threads": 1} if "n_threads" in inspect.signature(vesin.NeighborList).parameters else {}
 
 
@@ -62,8 +63,39 @@ def pairs_within(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
     Expects reduced cells with wrapped atoms (`reduced`). The atom itself (distance 0, image 0) is not
     its own neighbour; its images are.
     """
-    search = _pairs_vesin if batch.device.type == "cpu" else _pairs_torch
-    return search(batch, cutoff)
+    if batch.device.type != "cpu":
+        return _pairs_torch(batch, cutoff)
+    # atoms in the cell times atoms in reach of the cell: what enumeration would look at
+    width = cutoff + batch.lattice.norm(dim=2).sum(1) / 2
+    candidates = batch.num_atoms**2 * (4.2 * width**3 / torch.linalg.det(batch.lattice).abs())
+    large = candidates > _SMALL
+    if not bool(large.any()):
+        return _pairs_torch(batch, cutoff)
+    if bool(large.all()):
+        return _pairs_vesin(batch, cutoff)
+    parts = []
+    for search, chosen in ((_pairs_torch, ~large), (_pairs_vesin, large)):
+        crystals = torch.nonzero(chosen)[:, 0]
+        atoms = ranges(offsets(batch.num_atoms)[:-1][crystals], batch.num_atoms[crystals])
+        found = search(bare(batch).select(crystals), cutoff[crystals])
+        parts.append((atoms[found.center], atoms[found.neighbor], found.image, found.distance))
+    return sorted_pairs(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def bare(batch: Batch) -> Batch:
+    """The crystals of a batch without what was built on them."""
+    return replace(batch, graph=None, frames=None, atom_map=None, num_input_atoms=None)
+
+
+def sorted_pairs(
+    center: Int[Tensor, " edges"],
+    neighbor: Int[Tensor, " edges"],
+    image: Int[Tensor, "edges 3"],
+    distance: Float[Tensor, " edges"],
+) -> Pairs:
+    """Pairs in the order of their centres."""
+    order = torch.argsort(center, stable=True)
+    return Pairs(center[order], neighbor[order], image[order], distance[order])
 
 
 def _pairs_vesin(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
@@ -88,75 +120,73 @@ def _pairs_vesin(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
     pairs += np.repeat(start[:-1], counts)[:, None]
     image = np.concatenate([np.zeros((0, 3), np.int64), *shifts], dtype=np.int64, casting="unsafe")
     distance = np.concatenate([np.zeros(0), *lengths])
-    order = np.argsort(pairs[:, 0], kind="stable")
-    return Pairs(
-        torch.from_numpy(pairs[order, 0]),
-        torch.from_numpy(pairs[order, 1]),
-        torch.from_numpy(image[order]),
-        torch.from_numpy(distance[order]),
-    )
+    return sorted_pairs(*map(torch.from_numpy, (pairs[:, 0], pairs[:, 1], image, distance)))
 
 
 def _pairs_torch(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
-    """Plain enumeration of images for all crystals at once, on any device; the oracle of the tests too."""
+    """All pairs times all lattice points in reach, for all crystals at once, on any device."""
     device, dtype = batch.device, batch.lattice.dtype
+    # ordered pairs, sorted by crystal and centre; differences brought near the origin
+    n = batch.num_atoms
+    owner = group_index(n * n)
+    rank = ranges(torch.zeros_like(n), n * n)
+    start = offsets(n)[:-1][owner]
+    i, j = start + torch.div(rank, n[owner], rounding_mode="floor"), start + rank % n[owner]
+    frac = batch.frac_coords[j] - batch.frac_coords[i]
+    shift = torch.round(frac)
+    delta = torch.einsum("pa,pab->pb", frac - shift, batch.lattice[owner])
+    longest = torch.zeros(len(batch), dtype=dtype, device=device)
+    longest.scatter_reduce_(0, owner, delta.norm(dim=1), "amax")
+    # lattice points R with |R| <= cutoff + longest difference
+    reach = cutoff + longest + 1e-6
     heights = 1.0 / torch.linalg.inv(batch.lattice).norm(dim=1)
-    reach = torch.ceil(cutoff[:, None] / heights - 1e-9).long() + 1  # wrapped atoms differ by less than a cell
-    span = 2 * reach + 1
-    images_per_crystal = span.prod(1)
-    cost = (images_per_crystal * batch.num_atoms**2).cpu()
-    chunks: list[tuple[int, int]] = []
-    first = 0
-    while first < len(batch):
-        last = first + 1
-        total = int(cost[first])
-        while last < len(batch) and total + int(cost[last]) <= _ENUMERATION_LIMIT:
-            total += int(cost[last])
-            last += 1
-        chunks.append((first, last))
-        first = last
-    atom_start = offsets(batch.num_atoms)
+    half = torch.floor(reach[:, None] / heights + 1e-9).long()
+    span = 2 * half + 1
+    boxes = span.prod(1)
+    crystal = group_index(boxes)
+    rank = ranges(torch.zeros_like(boxes), boxes)
+    width = span[crystal]
+    point = torch.stack(
+        [
+            torch.div(rank, width[:, 1] * width[:, 2], rounding_mode="floor"),
+            torch.div(rank, width[:, 2], rounding_mode="floor") % width[:, 1],
+            rank % width[:, 2],
+        ],
+        1,
+    )
+    point = point - half[crystal]
+    vector = torch.einsum("pa,pab->pb", point.to(dtype), batch.lattice[crystal])
+    near = torch.nonzero(vector.norm(dim=1) <= reach[crystal])[:, 0]
+    point, vector = point[near], vector[near]
+    points = torch.bincount(crystal[near], minlength=len(batch))
+    first_point = offsets(points)[:-1]
+    # every pair with every lattice point of its crystal, a bounded number at once
+    per_pair = points[owner]
+    columns, vectors = delta.T.contiguous(), vector.T.contiguous()
+    limit = _IN_CACHE if device.type == "cpu" else _IN_MEMORY
+    piece = torch.div(torch.cumsum(per_pair, 0), limit, rounding_mode="floor")
+    sizes = torch.unique_consecutive(piece, return_counts=True)[1].tolist()
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for first, last in chunks:
-        crystals = torch.arange(first, last, device=device)
-        per_crystal = images_per_crystal[crystals]
-        crystal = torch.repeat_interleave(crystals, per_crystal)
-        rank = ranges(torch.zeros_like(per_crystal), per_crystal)
-        width = span[crystal]
-        image = torch.stack(
-            [
-                torch.div(rank, width[:, 1] * width[:, 2], rounding_mode="floor"),
-                torch.div(rank, width[:, 2], rounding_mode="floor") % width[:, 1],
-                rank % width[:, 2],
-            ],
-            1,
-        )
-        image = image - reach[crystal]
-        # a crystal with very many images times pairs is walked in slices of its images
-        atoms_squared = batch.num_atoms[crystal] ** 2
-        slice_of = torch.div(torch.cumsum(atoms_squared, 0) - 1, _ENUMERATION_LIMIT, rounding_mode="floor")
-        for piece in range(int(slice_of[-1]) + 1 if len(slice_of) else 0):
-            rows = torch.nonzero(slice_of == piece)[:, 0]
-            n = batch.num_atoms[crystal[rows]]
-            row = torch.repeat_interleave(rows, n * n)
-            k = ranges(torch.zeros_like(n), n * n)
-            n = n.repeat_interleave(n * n)
-            base = atom_start[crystal[row]]
-            i, j = base + torch.div(k, n, rounding_mode="floor"), base + k % n
-            vector = torch.einsum(
-                "ea,eab->eb",
-                batch.frac_coords[j] - batch.frac_coords[i] + image[row].to(dtype),
-                batch.lattice[crystal[row]],
-            )
-            distance = vector.norm(dim=1)
-            keep = (distance < cutoff[crystal[row]]) & ((i != j) | (image[row] != 0).any(1))
-            found.append((i[keep], j[keep], image[row][keep], distance[keep]))
+    first = 0
+    for size in sizes:
+        rows = torch.arange(first, first + size, device=device)
+        first += size
+        counts = per_pair[rows]
+        row = torch.repeat_interleave(rows, counts)
+        at = ranges(first_point[owner[rows]], counts)
+        squared = torch.zeros(len(row), dtype=dtype, device=device)
+        for axis in range(3):
+            squared += (columns[axis].index_select(0, row) + vectors[axis].index_select(0, at)).square_()
+        keep = torch.nonzero(squared < cutoff.square()[owner].index_select(0, row))[:, 0]
+        row, at, squared = row[keep], at[keep], squared[keep]
+        image = point[at] - shift[row].long()
+        center, neighbor = i[row], j[row]
+        other = torch.nonzero((center != neighbor) | (image != 0).any(1))[:, 0]
+        found.append((center[other], neighbor[other], image[other], squared[other].sqrt()))
     if not found:
         empty = torch.zeros(0, dtype=torch.int64, device=device)
         return Pairs(empty, empty, empty.reshape(0, 3), torch.zeros(0, dtype=dtype, device=device))
-    i, j, image, distance = (torch.cat(parts) for parts in zip(*found, strict=True))
-    order = torch.argsort(i, stable=True)
-    return Pairs(i[order], j[order], image[order], distance[order])
+    return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def check_distinct(batch: Batch, pairs: Pairs, names: Sequence[str]) -> None:
@@ -214,8 +244,8 @@ def nearest_pairs(
     if k < 1:
         raise GraphError(f"k nearest neighbours: expected k of at least 1, came {k}")
     volume = torch.linalg.det(batch.lattice).abs()
-    # a sphere that holds 1.3 k + 8 atoms at the crystal's mean density
-    cutoff = ((1.3 * k + 8) * volume / (batch.num_atoms * (4 / 3 * torch.pi))) ** (1 / 3)
+    # a sphere that holds 1.15 k + 5 atoms at the crystal's mean density
+    cutoff = ((1.15 * k + 5) * volume / (batch.num_atoms * (4 / 3 * torch.pi))) ** (1 / 3)
     cutoff = (cutoff * 4).ceil() / 4  # quarters of an Å: few distinct cutoffs, few search objects
     pairs = pairs_within(batch, cutoff)
     radius, _ = shell_radii(pairs, len(batch.frac_coords), k, gap)
@@ -247,8 +277,7 @@ def _search_again(
     gap: float,
 ) -> tuple[Pairs, Float[Tensor, " atoms"]]:
     """Replaces the pairs of some crystals by those of a wider search."""
-    bare = replace(batch, graph=None, frames=None, atom_map=None, num_input_atoms=None)
-    part = bare.select(again)
+    part = bare(batch).select(again)
     atoms = ranges(offsets(batch.num_atoms)[:-1][again], batch.num_atoms[again])
     wider = pairs_within(part, cutoff[again])
     new_radius, _ = shell_radii(wider, len(atoms), k, gap)
@@ -257,14 +286,15 @@ def _search_again(
     stale = torch.zeros(len(batch.frac_coords), dtype=torch.bool, device=batch.device)
     stale[atoms] = True
     keep = ~stale[pairs.center]
-    merged = Pairs(
-        torch.cat([pairs.center[keep], atoms[wider.center]]),
-        torch.cat([pairs.neighbor[keep], atoms[wider.neighbor]]),
-        torch.cat([pairs.image[keep], wider.image]),
-        torch.cat([pairs.distance[keep], wider.distance]),
+    return (
+        sorted_pairs(
+            torch.cat([pairs.center[keep], atoms[wider.center]]),
+            torch.cat([pairs.neighbor[keep], atoms[wider.neighbor]]),
+            torch.cat([pairs.image[keep], wider.image]),
+            torch.cat([pairs.distance[keep], wider.distance]),
+        ),
+        radius,
     )
-    order = torch.argsort(merged.center, stable=True)
-    return Pairs(*(getattr(merged, n)[order] for n in ("center", "neighbor", "image", "distance"))), radius
 
 
 def edge_counts(batch: Batch, center: Int[Tensor, " edges"]) -> Int[Tensor, " crystals"]:
