@@ -10,7 +10,8 @@ import pytest
 
 from facetry.crystal import Crystal
 from facetry.io import ReadError, from_text, read
-from facetry.io.cif import crystal_from_cif_text, lattice_from_parameters, read_cif
+from facetry.io.cif import crystal_from_cif_text, read_cif
+from facetry.io.cif_values import lattice_from_parameters
 from facetry.io.elements_of import NoElement, element_of_label, element_of_type, parse_formula
 from facetry.io.symmetry import from_symbols, from_triplets
 

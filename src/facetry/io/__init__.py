@@ -37,8 +37,8 @@ def read(
 
     Args:
         places: a path: CIF or mCIF, POSCAR or .vasp, .extxyz or .xyz with a lattice, JSON of pymatgen or ASE
-            (each also .gz); a folder (with its subfolders, sorted; what is no structure, archive or .parquet by
-            its name is left alone); a pattern such as "mine/*.cif"; a .zip or
+            (each also .gz); a folder (with its subfolders, sorted; files that are by their names neither
+            structures nor archives nor .parquet are left alone); a pattern such as "mine/*.cif"; a .zip or
             .tar.gz; a .csv with a column `cif` (text) or `file` (path from the table's folder); a .parquet
             with id, atomic_numbers, frac_coords, lattice. Or a Crystal, a pymatgen Structure, ASE Atoms.
             Or a list of any of these.

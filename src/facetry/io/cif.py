@@ -8,7 +8,6 @@ the listed atoms are the whole cell. Whatever had to be assumed is in `Crystal.n
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import numpy as np
 
 from facetry.crystal import Crystal
 from facetry.io.cif_repair import read_document
+from facetry.io.cif_values import first_value, lattice_of, numbers_of, positions_of, volume_note
 from facetry.io.elements_of import NoElement, element_of_label, element_of_type
 from facetry.io.errors import FormatError
 from facetry.io.formula_check import Expected, expected_contents
@@ -26,8 +26,6 @@ from facetry.io.symmetry import IDENTITY, Operators, fits_cell, from_symbols, fr
 
 __all__ = ["crystal_from_cif_text", "read_cif"]
 
-_CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
-_CELL_TAGS = tuple(f"_cell_{part}" for part in _CELL)
 _OPERATORS = (
     "_space_group_symop_operation_xyz",
     "_symmetry_equiv_pos_as_xyz",
@@ -110,7 +108,7 @@ def read_cif(
 
 
 def _refuse_modulated(block: gemmi.cif.Block) -> None:
-    if _first(block, _MODULATED):
+    if first_value(block, _MODULATED):
         raise FormatError(
             "modulated structure (superspace group): its atoms repeat in no three-dimensional cell; "
             "give the average structure or a commensurate approximant"
@@ -121,11 +119,11 @@ def _crystal(
     block: gemmi.cif.Block, columns: dict[str, list[str]], notes: list[str], merge_within: float | int | None
 ) -> Crystal:
     notes = list(notes)
-    lattice, angles = _lattice(block)
-    _volume_note(block, lattice, notes)
+    lattice, angles = lattice_of(block)
+    volume_note(block, lattice, notes)
     expected = expected_contents(
-        _first(block, ("_chemical_formula_sum", "_chemical_formula.sum")),
-        _first(block, ("_cell_formula_units_Z", "_cell.formula_units_Z")),
+        first_value(block, ("_chemical_formula_sum", "_chemical_formula.sum")),
+        first_value(block, ("_cell_formula_units_Z", "_cell.formula_units_Z")),
     )
     atoms = _Atoms(columns, expected, notes)
     candidates = _symmetry(block, lattice, angles, notes)
@@ -150,61 +148,6 @@ def _crystal(
     return crystal.replace(notes=crystal.notes + tuple(more)) if more else crystal
 
 
-# --- cell --------------------------------------------------------------------------------------
-
-
-def _lattice(block: gemmi.cif.Block) -> tuple[np.ndarray, list[float]]:
-    try:
-        values = [float(block.find_value(tag)) for tag in _CELL_TAGS]
-        if min(values) > 0 and math.isfinite(sum(values)):
-            return lattice_from_parameters(*values), values[3:]
-    except (TypeError, ValueError):  # missing, or with an uncertainty in brackets
-        pass
-    values = []
-    for part in _CELL:
-        text = _first(block, (f"_cell_{part}", f"_cell.{part}"))
-        if not text:
-            raise FormatError(
-                f"the cell is incomplete: _cell_{part} is missing; give three lengths and angles"
-            )
-        value = _number(text)
-        if value is None or not value > 0 or not math.isfinite(value):
-            raise FormatError(f"_cell_{part} is {text!r}, which is no positive number")
-        values.append(value)
-    return lattice_from_parameters(*values), values[3:]
-
-
-def lattice_from_parameters(
-    a: float, b: float, c: float, alpha: float, beta: float, gamma: float
-) -> np.ndarray:
-    """Rows a, b, c with a along x and b in the xy plane; lengths in Å, angles in degrees.
-
-    Raises FormatError where the three angles close no cell.
-    """
-    # cosines of the angles that symmetry fixes are exact
-    ca, cb, cg = (_EXACT.get(angle, math.cos(math.radians(angle))) for angle in (alpha, beta, gamma))
-    sg = math.sqrt(max(0.0, 1.0 - cg * cg))
-    square = 1.0 - ca * ca - cb * cb - cg * cg + 2.0 * ca * cb * cg
-    if not (square > 0.0 and sg > 0.0 and max(alpha, beta, gamma) < 180.0):
-        raise FormatError(
-            f"angles {alpha:g}, {beta:g}, {gamma:g} close no cell of any volume (flat cell); correct them"
-        )
-    return np.array(
-        [[a, 0.0, 0.0], [b * cg, b * sg, 0.0], [c * cb, c * (ca - cb * cg) / sg, c * math.sqrt(square) / sg]]
-    )
-
-
-_EXACT = {90.0: 0.0, 60.0: 0.5, 120.0: -0.5}
-
-
-def _volume_note(block: gemmi.cif.Block, lattice: np.ndarray, notes: list[str]) -> None:
-    stated = _number(_first(block, ("_cell_volume", "_cell.volume")))
-    if stated:
-        volume = float(lattice[0, 0] * lattice[1, 1] * lattice[2, 2])
-        if abs(volume - stated) > 0.02 * max(volume, abs(stated)):
-            notes.append(f"the file says volume {stated:g} Å^3, its cell has {volume:.6g}")
-
-
 # --- symmetry ----------------------------------------------------------------------------------
 
 
@@ -222,12 +165,12 @@ def _symmetry(
             triplets = tuple(text.strip() for text in texts if text.strip() not in ("", "?", "."))
             if triplets:
                 break
-    symbol = _first(block, _HERMANN_MAUGUIN)
+    symbol = first_value(block, _HERMANN_MAUGUIN)
     if len(triplets) == 1 and symbol in ("P 1", "P1"):
         listed = from_triplets(triplets)
         if len(listed) == 1:
             return [listed]
-    hall, number = _first(block, _HALL), _first(block, _NUMBER)
+    hall, number = first_value(block, _HALL), first_value(block, _NUMBER)
     if not triplets and not (hall or symbol or number):
         return [IDENTITY]
     centring = next(
@@ -357,7 +300,7 @@ class _Atoms:
         every = len(rows) == count
         self.labels = self.labels if every else [self.labels[i] for i in rows]
         frac = [v if every else [v[i] for i in rows] for v in coordinates]  # type: ignore[index]
-        self.frac = _coordinates(frac, self.labels)
+        self.frac = positions_of(frac, self.labels)
         self.numbers = np.array(numbers if every else [numbers[i] for i in rows])
         self.occupancy = None if occupancy is None else occupancy[rows]
         groups = columns.get("disorder_group")
@@ -379,7 +322,7 @@ class _Atoms:
         known = [text if text not in ("?", ".") else "1" for text in column]
         if "?" in column:
             notes.append(f"occupancy '?' taken as 1 for {column.count('?')} sites")
-        occupancy = _column(known, "occupancy", self.labels)
+        occupancy = numbers_of(known, "occupancy", self.labels)
         if (occupancy < 0).any() or (occupancy > 1.5).any():
             bad = int(np.flatnonzero((occupancy < 0) | (occupancy > 1.5))[0])
             raise FormatError(f"site {self.labels[bad]} has occupancy {occupancy[bad]:g}; expected 0 to 1")
@@ -476,62 +419,3 @@ def _element(type_text: str | None, label: str | None, formula: frozenset[str]) 
     if label is None:
         raise NoElement(f"{type_text!r} is no element")
     return element_of_label(gemmi.cif.as_string(label), formula)
-
-
-# --- values ------------------------------------------------------------------------------------
-
-
-def _first(block: gemmi.cif.Block, tags: tuple[str, ...]) -> str:
-    """The value of the first of these tags that has one, unquoted; "" for none, "?" and "."."""
-    for tag in tags:
-        values = block.find_values(tag)  # an item, or the first row of a loop
-        if values:
-            text = values[0]
-            if text[0] in "'\";":
-                text = gemmi.cif.as_string(text).strip()
-            if text and text not in ("?", "."):
-                return text
-    return ""
-
-
-_BRACKETS = re.compile(r"\([^)]*\)")
-
-
-def _number(text: str) -> float | None:
-    """A number with or without its uncertainty in brackets; None for anything else."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    plain = _BRACKETS.sub("", text).strip("'\" ")
-    try:
-        if "/" in plain:
-            above, below = plain.split("/")
-            return float(above) / float(below)
-        return float(plain)
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def _coordinates(columns: list[list[str]], labels: list[str]) -> np.ndarray:
-    try:
-        return np.array([list(map(float, column)) for column in columns]).T
-    except ValueError:
-        pass
-    return np.stack([_column(v, f"fract_{x}", labels) for x, v in zip("xyz", columns, strict=True)], axis=1)
-
-
-def _column(texts: list[str], what: str, labels: list[str]) -> np.ndarray:
-    try:
-        values = np.array([float(text) for text in texts])
-    except ValueError:
-        numbers = [_number(text) for text in texts]
-        for label, text, number in zip(labels, texts, numbers, strict=True):
-            if number is None:
-                unknown = "is not given" if text in ("?", ".") else f"is {text!r}, which is no number"
-                raise FormatError(f"site {label}: _atom_site_{what} {unknown}") from None
-        values = np.array(numbers, dtype=float)
-    if not np.isfinite(values).all():
-        bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise FormatError(f"site {labels[bad]}: _atom_site_{what} is {texts[bad]!r}, which is not finite")
-    return values

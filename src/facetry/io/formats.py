@@ -47,10 +47,11 @@ FORMATS = tuple(_WRITERS)
 
 def format_of(file: str) -> str:
     """ "cif", "poscar", "extxyz" or "json" from a file's name, "" for a name that says none of them."""
-    base = re.split(r"[/\\]", file)[-1].removesuffix(".gz")
-    if re.match(r"(POSCAR|CONTCAR)(?![a-z])", base) and Path(base).suffix.lower() not in _SUFFIXES:
+    base = file.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".gz")
+    known = _SUFFIXES.get(os.path.splitext(base)[1].lower(), "")
+    if not known and re.match(r"(POSCAR|CONTCAR)(?![a-z])", base):
         return "poscar"
-    return _SUFFIXES.get(Path(base).suffix.lower(), "")
+    return known
 
 
 def stem_of(file: str) -> str:
