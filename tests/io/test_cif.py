@@ -214,6 +214,9 @@ def test_unstated_origin():
     assert "F d -3 m:1" in one(cif(cell, named("F d -3 m"), "C 0 0 0")).notes[0]
     assert len(one(cif(cell, named("F d -3 m"), "C 0.125 0.125 0.125"))) == 8  # special for origin 2
     refused(cif((9, 8, 7, 90, 90, 90), named("P n n n"), "C 0.1 0.2 0.3"), "the setting is not stated")
+    # here one origin would put atoms 0.3 Å from the images of others
+    crystal = one(cif((9, 8, 7, 90, 90, 90), named("P n n n"), "C 0.1 0.2 0.3\nO 0.4 0.3 0.22"))
+    assert "makes atoms overlap" in crystal.notes[0]
 
 
 def test_magnetic_operators_move_atoms_without_their_time_reversal():

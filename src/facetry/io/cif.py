@@ -138,6 +138,8 @@ def _crystal(
         raise failure
     operators, crystal = read[0] if len(read) == 1 else _choose(read, expected)
     more = [operators.note] if operators.note else []
+    if operators is not candidates[0] and len(read) == 1:
+        more.append(f"symmetry taken as {operators.source}: {candidates[0].source} makes atoms overlap")
     if atoms.dropped and not (expected and expected.matches(crystal)):
         raise FormatError(
             f"site {atoms.dropped[0]} holds no element, and what is left does not match the formula; "

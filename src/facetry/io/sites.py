@@ -308,7 +308,7 @@ def close_pairs(
         spans = [np.arange(-m, m + 1.0) for m in (int(reach / h + 0.5) for h in heights)]
         images = np.stack(np.meshgrid(*spans, indexing="ij"), axis=-1).reshape(-1, 3)
     count = len(frac_coords)
-    if count <= 64 and len(images) == 1:
+    if count <= 160 and len(images) == 1:
         return _few_pairs(lattice, frac_coords, reach)
     if len(images) > 1:
         blocks = max(1, count * count * len(images) // 2_000_000)
