@@ -237,12 +237,19 @@ def test_published_construction_depends_on_the_orientation():
     assert spread(published, images) > 1e-9
 
 
-def test_disconnected_graphs_get_more_neighbours():
+def test_disconnected_graphs_get_more_neighbours(caplog):
+    caplog.set_level("INFO", logger="facetry")
     from facetry.crystal import Crystal
 
     slabs = Crystal(np.diag([3.0, 3.0, 30.0]), [[0, 0, 0], [0.5, 0.5, 0.5]], [6, 7], name="two sheets")
     graph = LatticeKNearest(k=4)([slabs]).graph
     assert ((graph.center == 0) & (graph.neighbor == 1)).any()
+    assert "two sheets" in caplog.text and "instead of 4" in caplog.text
+    from facetry.graph import GraphError
+
+    far = Crystal(np.diag([3.0, 3.0, 900.0]), [[0, 0, 0], [0.5, 0.5, 0.5]], [6, 7], name="far.cif")
+    with pytest.raises(GraphError, match=r"far\.cif: its graph falls into unconnected parts.*vacuum"):
+        LatticeKNearest(k=4)([far])
 
 
 def test_continuous_frames_pass_a_tie_without_a_jump():

@@ -6,6 +6,7 @@ knows a model. Builders are frozen, and `describe()` says all that decides their
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph, group_index, offsets, ranges
 from facetry.graph.neighbors import SHELL_GAP, GraphError, Pairs, nearest_pairs, reduced
 
+log = logging.getLogger(__name__)
 _CHUNK = 256  # crystals searched at once
 _LARGEST_K = 512
 
@@ -67,7 +69,8 @@ class LatticeKNearest(Builder):
     - "published": the first in the order of the search, ties decided by round-off, exact k-th distance,
       the cell as given, self-image bonds twice: the published code's construction, for comparison.
 
-    A graph that is not connected does not determine its crystal; there k is raised until it is.
+    A graph that is not connected does not determine its crystal; there k is raised until it is, and the
+    log says so.
     """
 
     k: int = 25
@@ -178,6 +181,11 @@ class LatticeKNearest(Builder):
             radius[atoms] = more_radius
             keep = _either_end(pairs, radius, gap)
             split = disconnected(batch, pairs.center[keep], pairs.neighbor[keep])
+        for crystal in torch.nonzero(wanted > self.k)[:, 0].tolist():
+            name = names[crystal] or f"crystal {crystal}"
+            log.info(
+                "%s: %d neighbours instead of %d, to connect its graph", name, int(wanted[crystal]), self.k
+            )
         return pairs, radius, keep
 
     def _classes(self, batch: Batch) -> FrameSet:
