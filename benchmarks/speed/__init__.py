@@ -1,0 +1,1 @@
+"""How fast facetry is: a script a question. `python -m benchmarks.speed` runs them all."""
