@@ -100,10 +100,11 @@ def write_report(
         parts += ["<h2>Predictions on structure files</h2>", _prediction_table(predictions)]
     if scores is not None:
         parts += _worst_sections(scores)
-    parts += _data_section(data, card)
+    parts += _data_section({**data, "notes": receipt.get("data", {}).get("notes")}, card)
     parts += _text_section("Recipe", source / "recipe.toml")
     if receipt:
-        parts += ["<h2>Receipt</h2>", _facts(receipt)]
+        shown = {key: value for key, value in receipt.items() if key not in ("metrics", "data")}
+        parts += ["<h2>Receipt</h2>", _facts(shown)]
     page = "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -215,9 +216,9 @@ def _prediction_table(predictions: Sequence[Any]) -> str:
 
 
 def _data_section(data: dict[str, Any], card: dict[str, Any]) -> list[str]:
-    if not data:
+    facts = {key: value for key, value in data.items() if value}
+    if not facts:
         return []
-    facts = dict(data)
     if card.get("elements"):
         facts["elements seen"] = len(card["elements"])
     return ["<h2>Data</h2>", _facts(facts)]
@@ -238,9 +239,19 @@ def _facts(values: dict[str, Any]) -> str:
     for key, value in values.items():
         if value in (None, [], {}, ""):
             continue
-        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-        rows.append([str(key).replace("_", " "), text])
+        rows.append([str(key).replace("_", " "), _plain(value)])
     return _table([], rows)
+
+
+def _plain(value: Any) -> str:
+    """Nested values as words: `cpu AMD EPYC, cores 2`."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{key} {_plain(inner)}" for key, inner in value.items() if inner not in (None, [], {})
+        )
+    if isinstance(value, list):
+        return "; ".join(_plain(inner) for inner in value)
+    return str(value)
 
 
 def _table(heads: list[str], rows: list[list[Any]], numeric: set[int] = frozenset()) -> str:  # type: ignore[assignment]

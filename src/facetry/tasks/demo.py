@@ -60,7 +60,8 @@ def run_demo(
     run = train_recipe(recipe, out=folder / "run", verbose=verbose)
     tell("evaluate on the test split")
     scores = evaluate(run.model, data.test)
-    files = write_structures(folder / "structures", [data.test.crystals[i] for i in range(3)])
+    chosen = np.linspace(0, len(data.test) - 1, 3).astype(int)
+    files = write_structures(folder / "structures", [data.test.crystals[int(i)] for i in chosen])
     tell(f"predict on {len(files)} structure files, some of them bad on purpose")
     results = list(predictions(run.model, items_of_paths([folder / "structures"])))
     table = folder / "predictions.csv"

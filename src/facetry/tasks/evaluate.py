@@ -85,6 +85,10 @@ def labelled_part(
         data = dataset(data if isinstance(data, str) else Path(data), target=columns, fold=fold)
     if hasattr(data, "targets"):
         return data  # type: ignore[return-value]
+    if data.folds:
+        if fold is None:
+            raise ValueError(f"{data.name} is divided into {len(data.folds)} folds; choose one (fold=0)")
+        data = data.folds[fold]
     if split != "all":
         return getattr(data, split)
     from facetry.data.dataset import Dataset
