@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ import facetry
 from facetry.data.dataset import Splits
 from facetry.graph.batch import Batch
 from facetry.models.card import Target
-from facetry.training import RecipeError, Run, TrainingError, train
+from facetry.training import RecipeError, Run, TrainingError, load_recipe, resume, train
 from facetry.training.loop import parameter_groups
+from facetry.training.run import load_data
 from facetry.training.source import Order, Source
 from tests.training.tiny import NoGraph, tiny_data, tiny_model
 
@@ -352,3 +354,30 @@ def test_training_does_not_leave_lightning_files(tmp_path: Path, monkeypatch: py
     quick(out="a", epochs=1)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert "lightning" in sys.modules
+
+
+def test_the_recipe_of_a_python_run_loads_its_data_again(tmp_path: Path) -> None:
+    """Own files with a column of names, a group and shares; a run of them goes on from its folder alone."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rows = ["file,phase,family"]
+    for index, crystal in enumerate(c for c in tiny_data(60).train.crystals if len(c) == 1):
+        crystal.write(folder / f"{index}.vasp")
+        rows.append(f"{index}.vasp,{'solid' if crystal.volume > 64 else 'soft'},{index % 6}")
+    (folder / "table.csv").write_text("\n".join(rows))
+    own = facetry.dataset(folder, tasks={"phase": "multiclass"}, group="family", fractions=(0.6, 0.2, 0.2))
+    model = tiny_model(outputs=2)
+    train(model, own, out=tmp_path / "run", epochs=1, batch_size=4)
+    recipe = load_recipe(tmp_path / "run" / "recipe.toml")
+    assert recipe.data.name == str(folder)
+    assert load_data(recipe).hash == own.hash == recipe.data.hash
+    assert resume(tmp_path / "run").model.card.data["name"] == str(folder)
+
+
+def test_a_fold_names_itself_in_recipe_and_card(tmp_path: Path) -> None:
+    data = tiny_data()
+    fold = dataclasses.replace(data, origin={"name": "jdft2d", "fold": 2, "limit": None, "seed": 0})
+    run = train(tiny_model(), fold, out=tmp_path / "run", epochs=1)
+    assert load_recipe(tmp_path / "run" / "recipe.toml").data.fold == 2
+    assert run.model.card.data["name"] == "jdft2d"
+    assert run.model.card.data["fold"] == 2

@@ -7,6 +7,7 @@ dataset("my/folder")                     structures and a CSV
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -146,4 +147,7 @@ def dataset(
         from facetry.data.tables import own_splits
 
         splits = own_splits(path, target, seed, **own)
-    return limit_splits(splits, limit, seed)
+    splits = limit_splits(splits, limit, seed)
+    origin = {"name": str(name), "target": target, "limit": limit, "seed": seed, "fold": fold, **own}
+    folds = [replace(f, origin=origin | {"fold": i}) for i, f in enumerate(splits.folds)]
+    return replace(splits, origin=origin, folds=folds)

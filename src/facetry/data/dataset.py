@@ -120,7 +120,8 @@ class Splits:
 
     `official`: the division is the published one. `complete`: nothing of the set is missing. `notes` say in
     words what a reader of the numbers must know. `unlabelled` holds rows without any target, `skipped` the
-    inputs that gave no crystal, with the reason.
+    inputs that gave no crystal, with the reason. `origin` are the arguments of `facetry.dataset` that load it
+    again.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Splits:
     notes: tuple[str, ...] = ()
     unlabelled: Dataset | None = None
     skipped: tuple[Any, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def _part(self, name: str) -> Dataset:
         if name not in self.parts:

@@ -83,7 +83,7 @@ def own_splits(
 ) -> Splits:
     """Crystals and targets of a folder with a CSV, a .csv or a .parquet, divided into train, val and test.
 
-    `target` None takes every column that holds numbers (or true/false). Cells of 0 and 1 only, true/false or
+    `target` None takes every column of numbers (or true/false) but that of `group`. Cells of 0 and 1 only, true/false or
     yes/no make a binary target; `tasks` says otherwise, for example {"phase": "multiclass"} for a column of
     names. The division is that of a `split` column, or drawn by seed with `fractions`, keeping together what
     `group` says: "formula", or a column. Rows without a label go to `.unlabelled`.
@@ -91,7 +91,7 @@ def own_splits(
     Raises TableError naming file, row, column and value.
     """
     table = _read_table(_table_path(Path(path).expanduser()))
-    names, info, targets = _targets(table, target, dict(tasks or {}))
+    names, info, targets = _targets(table, target, dict(tasks or {}), group)
     crystals, rows, skipped = _crystals(table)
     if not len(crystals):
         listed = "; ".join(f"{s.source}: {s.reason}" for s in skipped[:SHOWN])
@@ -274,7 +274,7 @@ def _files(table: _Table) -> list[Path]:
 
 
 def _targets(
-    table: _Table, target: str | Sequence[str] | None, tasks: dict[str, str]
+    table: _Table, target: str | Sequence[str] | None, tasks: dict[str, str], group: str | None
 ) -> tuple[list[str], list[Target], Float[np.ndarray, "rows targets"]]:
     from facetry.models.card import Target
 
@@ -291,7 +291,8 @@ def _targets(
             f"{table.path}: no column {unknown[0]!r}; targets there: {', '.join(names) or 'none'}"
         )
     if wanted is None:
-        wanted = [n for n, (header, _) in names.items() if n in tasks or _has_numbers(table.columns[header])]
+        free = {n: header for n, (header, _) in names.items() if group not in (n, header)}
+        wanted = [n for n, header in free.items() if n in tasks or _has_numbers(table.columns[header])]
     if not wanted:
         raise TableError(
             f"{table.path}: no column of numbers to learn; columns: {', '.join(table.columns)}"
@@ -334,7 +335,7 @@ def _column(table: _Table, header: str, task: str | None) -> tuple[str, list[str
         )
         more = f"; {len(wrong) - 1} more rows like this" if len(wrong) > 1 else ""
         hint = (
-            '; for names of classes pass tasks={"' + header + '": "multiclass"}'
+            f'; for names of classes pass tasks={{"{header}": "multiclass"}}, in a recipe under data'
             if not _has_numbers(cells)
             else ""
         )

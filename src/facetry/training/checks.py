@@ -21,6 +21,7 @@ from facetry.training.recipe import (
     TrainingError,
     TrainingOptions,
     load_recipe,
+    make_data_options,
     make_options,
     nearest,
 )
@@ -47,8 +48,10 @@ def model_table(model: PropertyModel) -> dict[str, Any]:
 
 
 def describe_data(data: Splits) -> DataOptions:
+    """The `data` table of a recipe that loads these splits again."""
     names = [t.name for t in data.target_info]
-    return DataOptions(name=str(data.name), target=names[0] if len(names) == 1 else names)
+    known = {"name": str(data.name), **data.origin, "target": names[0] if len(names) == 1 else names}
+    return make_data_options(known)
 
 
 def labelled_parts(data: Splits, recipe: Recipe) -> dict[str, Dataset]:

@@ -43,7 +43,14 @@ class DataOptions(BaseModel):
         default=None, description="crystals of train and val, or one number for each of train, val, test"
     )
     fold: int | None = Field(default=None, ge=0, description="which official fold, from 0")
-    seed: int = Field(default=0, ge=0, description="of the draw that limit makes")
+    seed: int = Field(default=0, ge=0, description="of the draw that limit makes, and of an own random split")
+    tasks: dict[str, Literal["regression", "binary", "multiclass"]] | None = Field(
+        default=None, description="own data: what a column is, where its cells do not say it"
+    )
+    group: str | None = Field(default=None, description="own data: 'formula' or a column, kept together")
+    fractions: tuple[float, float, float] | None = Field(
+        default=None, description="own data: shares of train, val and test"
+    )
     hash: str | None = Field(default=None, description="Splits.hash; training refuses other data")
 
 
@@ -164,6 +171,14 @@ def make_options(options: Mapping[str, Any]) -> TrainingOptions:
         return TrainingOptions(**options)
     except ValidationError as error:
         raise RecipeError(first_error(error, TrainingOptions, "training")) from None
+
+
+def make_data_options(options: Mapping[str, Any]) -> DataOptions:
+    """Data options from keywords; a wrong one fails with one line."""
+    try:
+        return DataOptions(**options)
+    except ValidationError as error:
+        raise RecipeError(first_error(error, DataOptions, "data")) from None
 
 
 def make_recipe(tables: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -154,7 +154,9 @@ def load_data(recipe: Recipe) -> Splits:
     from facetry.data import dataset
 
     data = recipe.data
-    return dataset(data.name, target=data.target, limit=data.limit, seed=data.seed, fold=data.fold)
+    own = {"tasks": data.tasks, "group": data.group, "fractions": data.fractions}
+    own = {key: value for key, value in own.items() if value is not None}  # a named set takes none of them
+    return dataset(data.name, data.target, limit=data.limit, seed=data.seed, fold=data.fold, **own)
 
 
 def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel:
@@ -314,7 +316,7 @@ class _Training:
             targets=self.targets,
             elements=self.elements,
             domain_threshold=getattr(self, "threshold", None),
-            data={"name": self.data.name, "hash": self.data.hash}
+            data={"name": self.recipe.data.name, "fold": self.recipe.data.fold, "hash": self.data.hash}
             | {name: len(source) for name, source in self.sources.items()},
             metrics=metrics,
             version=__version__,
