@@ -79,5 +79,8 @@ if __name__ == "__main__":
     before = README.read_text()
     after = filled(before)
     if "--check" in sys.argv:
-        sys.exit("README.md: its tables differ from the receipts; run python -m benchmarks.tables" * (before != after))
+        sys.exit(
+            "README.md: its tables differ from the receipts; run python -m benchmarks.tables"
+            * (before != after)
+        )
     README.write_text(after)

@@ -44,7 +44,9 @@ def nacl() -> Crystal:
 
 def nacl_conventional() -> Crystal:
     f = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
-    return Crystal(np.eye(3) * 5.64, np.concatenate([f, f + 0.5]), [11] * 4 + [17] * 4, name="NaCl conventional")
+    return Crystal(
+        np.eye(3) * 5.64, np.concatenate([f, f + 0.5]), [11] * 4 + [17] * 4, name="NaCl conventional"
+    )
 
 
 def si() -> Crystal:
@@ -63,7 +65,10 @@ def zno(c: float = 5.207) -> Crystal:
 
 def mg() -> Crystal:
     return Crystal(
-        _cell(3.21, 3.21, 5.21, 90, 90, 120), [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]], [12, 12], name="Mg"
+        _cell(3.21, 3.21, 5.21, 90, 90, 120),
+        [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]],
+        [12, 12],
+        name="Mg",
     )
 
 
@@ -83,7 +88,9 @@ def srtio3() -> Crystal:
 
 def low_motif(lattice: np.ndarray, name: str, seed: int = 3) -> Crystal:
     """A motif without symmetry in a lattice with much."""
-    f = np.random.default_rng(seed).uniform(size=(3, 3)) * 0.2 + np.array([[0, 0, 0], [0.4, 0.5, 0.1], [0.6, 0.1, 0.6]])
+    f = np.random.default_rng(seed).uniform(size=(3, 3)) * 0.2 + np.array(
+        [[0, 0, 0], [0.4, 0.5, 0.1], [0.6, 0.1, 0.6]]
+    )
     return Crystal(lattice, f, [3, 8, 15], name=name)
 
 
@@ -100,7 +107,14 @@ def tellurium(hand: int = 1) -> Crystal:
 
 def layered() -> Crystal:
     cell = _cell(3.16, 3.16, 12.3, 90, 90, 120)
-    f = [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75], [1 / 3, 2 / 3, 0.621], [1 / 3, 2 / 3, 0.879], [2 / 3, 1 / 3, 0.121], [2 / 3, 1 / 3, 0.379]]
+    f = [
+        [1 / 3, 2 / 3, 0.25],
+        [2 / 3, 1 / 3, 0.75],
+        [1 / 3, 2 / 3, 0.621],
+        [1 / 3, 2 / 3, 0.879],
+        [2 / 3, 1 / 3, 0.121],
+        [2 / 3, 1 / 3, 0.379],
+    ]
     return Crystal(cell, f, [42, 42, 16, 16, 16, 16], name="MoS2")
 
 

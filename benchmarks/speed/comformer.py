@@ -50,9 +50,7 @@ def written(model, batch):
     def product(module, f):
         flat = module.out(softplus(module.hidden(f)))
         widths = [a * b for a, b in module.sizes]
-        return [
-            p.view(len(f), a, b) for p, (a, b) in zip(flat.split(widths, 1), module.sizes, strict=True)
-        ]
+        return [p.view(len(f), a, b) for p, (a, b) in zip(flat.split(widths, 1), module.sizes, strict=True)]
 
     def equivariant(update, x, f, y):
         n = update.scalars
@@ -132,9 +130,19 @@ def main() -> None:
         plain_step = best(lambda m=model: step(lambda b: written(m, b)), 3)
         scale = 1e3 / CRYSTALS
         rows += [
-            {"what": f"{label}, training step", "value": ours_step * scale, "unit": "ms", "budget": train_budget},
+            {
+                "what": f"{label}, training step",
+                "value": ours_step * scale,
+                "unit": "ms",
+                "budget": train_budget,
+            },
             {"what": f"{label}, training step as written", "value": plain_step * scale, "unit": "ms"},
-            {"what": f"{label}, inference, one frame", "value": ours * scale, "unit": "ms", "budget": eval_budget},
+            {
+                "what": f"{label}, inference, one frame",
+                "value": ours * scale,
+                "unit": "ms",
+                "budget": eval_budget,
+            },
             {"what": f"{label}, inference as written", "value": plain * scale, "unit": "ms"},
         ]
         if name == "icomformer":

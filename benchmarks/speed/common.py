@@ -31,7 +31,7 @@ def machine() -> dict[str, object]:
 
     model = "unknown processor"
     if Path("/proc/cpuinfo").exists():
-        names = [l for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name")]
+        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
     return {
         "processor": model,

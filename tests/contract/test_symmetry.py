@@ -100,7 +100,9 @@ def test_all_at_once_in_float32():
 
 
 def test_mirror_image_of_an_achiral_crystal(model):
-    crystals = [c for c in SYMMETRIC if not c.name.startswith(("Te", "cubic", "fcc", "bcc", "hexagonal", "orth"))]
+    crystals = [
+        c for c in SYMMETRIC if not c.name.startswith(("Te", "cubic", "fcc", "bcc", "hexagonal", "orth"))
+    ]
     assert change(model, crystals, [zoo.mirrored(c) for c in crystals]) <= 1e-10
 
 

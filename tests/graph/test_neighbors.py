@@ -92,7 +92,7 @@ def test_k_nearest_by_brute_force():
         graph = facetry.graph.k_nearest(crystals, k)
         for crystal, edges in zip(crystals, edge_sets(graph, crystals), strict=True):
             compact = Batch.from_crystals([crystal])
-            small, transform, wrap = reduced(compact)
+            small, _, _ = reduced(compact)
             span = np.array(list(np.ndindex(13, 13, 13))) - 6
             frac, cell = small.frac_coords.numpy(), small.lattice[0].numpy()
             delta = frac[None, :, None] + span[None, None] - frac[:, None, None]
@@ -178,7 +178,12 @@ def test_long_cells_of_vacancies(data_folder):
     for row in table:
         lattice = np.reshape(row["bulk_lattice"], (3, 3))
         cells.append(
-            Crystal(lattice, np.reshape(row["bulk_frac_coords"], (-1, 3)), row["bulk_atomic_numbers"], name=row["id"])
+            Crystal(
+                lattice,
+                np.reshape(row["bulk_frac_coords"], (-1, 3)),
+                row["bulk_atomic_numbers"],
+                name=row["id"],
+            )
         )
     cells.sort(key=lambda c: -np.linalg.norm(c.lattice, axis=1).max())
     longest = cells[:12]

@@ -88,9 +88,7 @@ def tensor_weights(module, f):
     """Per-edge weights of a tensor product, made edge by edge as in the published code."""
     flat = module.out(softplus(module.hidden(f)))
     widths = [a * b for a, b in module.sizes]
-    return [
-        part.view(len(f), a, b) for part, (a, b) in zip(flat.split(widths, 1), module.sizes, strict=True)
-    ]
+    return [part.view(len(f), a, b) for part, (a, b) in zip(flat.split(widths, 1), module.sizes, strict=True)]
 
 
 def mean_over_edges(rows, center, weight, atoms):

@@ -161,8 +161,8 @@ class LatticeKNearest(Builder):
             if k > _LARGEST_K:
                 name = names[int(split[0])] or f"crystal {int(split[0])}"
                 raise GraphError(
-                    f"{name}: its graph falls into unconnected parts even with {_LARGEST_K} neighbours an atom;"
-                    " expected one crystal; split it into its layers or molecules, or reduce the vacuum"
+                    f"{name}: its graph falls into unconnected parts even with {_LARGEST_K} neighbours an"
+                    " atom; expected one crystal; split it into its layers or molecules, or reduce the vacuum"
                 )
             wanted[split] = k
             part = neighbors.bare(batch).select(split)

@@ -96,7 +96,7 @@ class _ComFormer(PropertyModel):
 
 
 class _Views:
-    """Final atom vectors of some (crystal, frame) pairs: `view` of a row, `crystal` and `weight` of a view."""
+    """Final atom vectors of (crystal, frame) pairs: `view` of a row, `crystal` and `weight` of a view."""
 
     def __init__(self, x: Tensor, atom: Tensor, view: Tensor, crystal: Tensor, weight: Tensor) -> None:
         self.x, self.atom, self.view, self.crystal, self.weight = x, atom, view, crystal, weight
@@ -243,7 +243,8 @@ class IComFormer(_ComFormer):
     ) -> _Views:
         """The rest of the network on frames first ... last - 1, each with a copy of its crystal."""
         graph, frames = batch.require_graph(), batch.frames
-        assert frames is not None and self.edge_layer is not None
+        assert frames is not None
+        assert self.edge_layer is not None
         crystal = frames.crystal[first:last]
         weight = frames.weight[first:last]
         num_atoms, num_edges = batch.num_atoms[crystal], graph.num_edges[crystal]

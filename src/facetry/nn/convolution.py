@@ -139,13 +139,17 @@ class EquivariantUpdate(nn.Module):
             features.append(torch.einsum("eum,em->eu", tensors.index_select(0, neighbor), y2) / math.sqrt(5))
         inputs = torch.cat(features, 1)
         blocks = torch.cat(self.second.blocks(), 1)
-        o = _gather_contract(self.second(f).index_select(0, row), inputs, blocks, by_center, mean) / math.sqrt(inputs.shape[1])
+        o = _gather_contract(
+            self.second(f).index_select(0, row), inputs, blocks, by_center, mean
+        ) / math.sqrt(inputs.shape[1])
         out = softplus(self.out(softplus(self.norm(o)))) + self.skip(x)
         if self.pseudoscalar:
             a, b = self.cross(vectors.transpose(1, 2)).transpose(1, 2).chunk(2, dim=1)
             axial = torch.linalg.cross(a, b, dim=2)
             dots = torch.einsum("eum,em->eu", axial.index_select(0, neighbor), y1) / math.sqrt(3)
-            odd = _gather_contract(self.third(f).index_select(0, row), dots, self.third.blocks()[0], by_center, mean)
+            odd = _gather_contract(
+                self.third(f).index_select(0, row), dots, self.third.blocks()[0], by_center, mean
+            )
             out = out + self.odd(torch.tanh(odd / math.sqrt(VECTORS)))
         return out
 
@@ -158,9 +162,7 @@ class EquivariantUpdate(nn.Module):
         center: Int[Tensor, " edges"],
         neighbor: Int[Tensor, " edges"],
         weight: Float[Tensor, " edges"] | None,
-    ) -> tuple[
-        Float[Tensor, "atoms scalars"], Float[Tensor, "atoms 8 3"], Float[Tensor, "atoms tensors 5"]
-    ]:
+    ) -> tuple[Float[Tensor, "atoms scalars"], Float[Tensor, "atoms 8 3"], Float[Tensor, "atoms tensors 5"]]:
         """The first product and its mean over edges: scalars, vectors, tensors of every atom.
 
         The weights act on the neighbour's scalars alone, so each atom's matrix Σ_u h_u A[c, u, w] is formed
@@ -172,7 +174,9 @@ class EquivariantUpdate(nn.Module):
         width = blocks.shape[2]
         matrices = (h @ blocks.transpose(0, 1).reshape(n, -1)).view(atoms, -1, width)
         groups = Groups(neighbor, atoms)
-        product = groups.unpad(torch.bmm(groups.pad(self.first(f).index_select(0, row)), matrices)) / math.sqrt(n)
+        product = groups.unpad(
+            torch.bmm(groups.pad(self.first(f).index_select(0, row)), matrices)
+        ) / math.sqrt(n)
         parts = [product[:, :n]]
         parts.append((product[:, n : n + VECTORS, None] * harmonics[:, None, :3]).flatten(1))
         if self.degree == 2:
@@ -204,7 +208,7 @@ def _gather_contract(
     groups: Groups,
     weight: Float[Tensor, " edges"] | None,
 ) -> Float[Tensor, "atoms outputs"]:
-    """mean over the edges of an atom of Σ_{c,u} hidden_c inputs_u blocks[c, u, :], the sum over edges first."""
+    """Mean over an atom's edges of Σ_{c,u} hidden_c inputs_u blocks[c, u, :], summed over edges first."""
     share = torch.ones(len(hidden), dtype=hidden.dtype, device=hidden.device) if weight is None else weight
     atoms = groups.atoms
     total = torch.zeros(atoms, dtype=hidden.dtype, device=hidden.device)
