@@ -83,10 +83,10 @@ def own_splits(
 ) -> Splits:
     """Crystals and targets of a folder with a CSV, a .csv or a .parquet, divided into train, val and test.
 
-    `target` None takes every column of numbers (or true/false) but that of `group`. Cells of 0 and 1 only, true/false or
-    yes/no make a binary target; `tasks` says otherwise, for example {"phase": "multiclass"} for a column of
-    names. The division is that of a `split` column, or drawn by seed with `fractions`, keeping together what
-    `group` says: "formula", or a column. Rows without a label go to `.unlabelled`.
+    `target` None takes every column of numbers (or true/false) but that of `group`. Cells of 0 and 1 only,
+    true/false or yes/no make a binary target; `tasks` says otherwise, for example {"phase": "multiclass"} for
+    a column of names. The division is that of a `split` column, or drawn by seed with `fractions`, keeping
+    together what `group` says: "formula", or a column. Rows without a label go to `.unlabelled`.
 
     Raises TableError naming file, row, column and value.
     """
