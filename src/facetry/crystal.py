@@ -411,7 +411,9 @@ def _atomic_numbers(values: ArrayLike, sites: int, name: str) -> np.ndarray:
     if not whole:
         _fail(name, f"atomic_numbers must be integers 1 to {MAX_ATOMIC_NUMBER}, got {given[:3].tolist()}")
     numbers = given.astype(np.int64)
-    if np.minimum.reduce(numbers) < 1 or np.maximum.reduce(numbers) > MAX_ATOMIC_NUMBER:
+    few = numbers.tolist() if sites < 64 else None  # Python's own min and max are quicker on short lists
+    low, high = (min(few), max(few)) if few else (numbers.min(), numbers.max())
+    if low < 1 or high > MAX_ATOMIC_NUMBER:
         bad = int(np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))[0])
         _fail(name, f"site {bad} has atomic number {numbers[bad]}; elements go from 1 to {MAX_ATOMIC_NUMBER}")
     return numbers

@@ -91,12 +91,12 @@ def read_cif(
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
     modulated = b"_ssg" in raw or b"_modulation_dimension" in raw
     found = 0
-    names = Counter(block.name for block in document)
+    names = Counter(block.name for block in document) if len(document) > 1 else {}
     for block in document:
         columns = _sites(block)
         if columns or block.find_values("_cell_length_a") or block.find_values("_cell.length_a"):
             found += 1
-            key = block.name.strip() if names[block.name] == 1 else ""
+            key = block.name.strip() if names.get(block.name, 1) == 1 else ""
             try:
                 if modulated:
                     _refuse_modulated(block)
@@ -410,14 +410,7 @@ class _Atoms:
 
 def _element(type_text: str | None, label: str | None, formula: frozenset[str]) -> tuple[int, str]:
     if type_text and type_text not in ("?", "."):
-        try:
-            return element_of_type(gemmi.cif.as_string(type_text))
-        except NoElement:
-            if label is None:
-                raise
-            # a type that is no symbol at all ("Si(IV)", "C_R"): the label may be plainer
-            number, group = element_of_label(gemmi.cif.as_string(type_text), formula)
-            return number, group
+        return element_of_type(type_text)
     if label is None:
         raise NoElement(f"{type_text!r} is no element")
-    return element_of_label(gemmi.cif.as_string(label), formula)
+    return element_of_label(label, formula)

@@ -109,7 +109,8 @@ def _number(text: str) -> float | None:
 
 def positions_of(columns: list[list[str]], labels: list[str]) -> np.ndarray:
     try:
-        return np.array([list(map(float, column)) for column in columns]).T
+        x, y, z = columns
+        return np.array(list(map(float, x + y + z))).reshape(3, -1).T
     except ValueError:
         pass
     return np.stack(

@@ -39,7 +39,7 @@ def element_of_type(text: str) -> tuple[int, str]:
 
     Raises NoElement for anything else.
     """
-    plain = text.strip()
+    plain = text.strip("'\" \t")
     group = _GROUPS.get(re.sub(r"[\d.]*[+-]?$", "", plain).lower()) or _GROUPS.get(plain.lower())
     match = re.fullmatch(r"([A-Za-z]{1,2})(?:[\d.]*[+-]?|[+-][\d.]*|_.*|\(.*\))", plain)
     if match:

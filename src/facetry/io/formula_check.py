@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from facetry.crystal import Crystal
-from facetry.elements import SYMBOLS
+from facetry.elements import SYMBOLS, atomic_number
 from facetry.io.elements_of import parse_formula
 
 __all__ = ["Expected", "expected_contents"]
@@ -18,6 +18,7 @@ class Expected:
     amounts: tuple[tuple[str, float], ...]
     units: float
     symbols: frozenset[str]
+    cell: dict[int, float]  # atomic number: count in the cell, empty where Z is unknown
 
     @property
     def per_cell(self) -> bool:
@@ -32,11 +33,11 @@ class Expected:
 
     def remarks(self, crystal: Crystal) -> list[str]:
         """Notes on what the sites lack or have too much of."""
+        if crystal.composition == self.cell:
+            return []
         found = _contents(crystal)
         units = self.units or self._likely_units(found)
         wanted = self._wanted(units)
-        if wanted == found:
-            return []
         hydrogen = wanted.pop("H", 0.0), found.pop("H", 0.0)
         if not _close(wanted, found):
             if not self.units:
@@ -71,7 +72,12 @@ def expected_contents(formula: str, units: str) -> Expected | None:
         number = float(units)
     except ValueError:
         number = 0.0
-    return Expected(amounts, number if number > 0 else 0.0, frozenset(dict(amounts)))
+    cell: dict[int, float] = {}
+    if number > 0:
+        for symbol, amount in amounts:
+            z = atomic_number(symbol)
+            cell[z] = cell.get(z, 0.0) + amount * number
+    return Expected(amounts, max(number, 0.0), frozenset(dict(amounts)), cell)
 
 
 def _contents(crystal: Crystal) -> dict[str, float]:

@@ -303,7 +303,7 @@ def close_pairs(
             )
         heights = _heights(lattice)
     # With all heights above twice the reach, the rounded difference is the only image that can be close.
-    images = np.array([[0.0, 0.0, 0.0]])
+    images = _NO_SHIFT
     if min(heights) < 2 * reach:
         spans = [np.arange(-m, m + 1.0) for m in (int(reach / h + 0.5) for h in heights)]
         images = np.stack(np.meshgrid(*spans, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -337,6 +337,7 @@ def _few_pairs(
 
 
 _NO_DISTANCE = np.empty(0)
+_NO_SHIFT = np.zeros((1, 3))
 _NONE = np.empty(0, dtype=np.int64)
 
 
