@@ -6,8 +6,10 @@ import csv
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -281,6 +283,45 @@ def test_a_full_disk_keeps_the_finished_rows(model_folder, tmp_path):
     assert f"the {len(rows)} finished rows are kept" in done.stderr
 
 
+SLOW = """
+import sys, time
+import torch
+torch.set_num_threads(1)
+import facetry.cli
+def slowly(items):
+    for item in items:
+        yield [item]
+        time.sleep(0.3)
+facetry.cli.model.groups = slowly
+sys.exit(facetry.cli.run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize(
+    ("name", "stop"), [("out.csv", "SIGKILL"), ("out.parquet", "SIGKILL"), ("out.csv", "SIGINT")]
+)
+def test_finished_rows_survive_a_kill(model_folder, tmp_path, name, stop):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(200):
+        perovskite(3.8 + 0.001 * i).write(folder / f"{i:03d}.vasp")
+    command = [sys.executable, "-c", SLOW, "predict", str(model_folder), str(folder), "-o", name]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    rows = tmp_path / (f"{name}.rows.csv" if name.endswith(".parquet") else name)
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and (not rows.exists() or len(rows.read_text().splitlines()) < 4):
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, stop))
+    _, said = process.communicate(timeout=60)
+    finished = rows_of(rows)
+    assert 3 <= len(finished) < 200
+    assert all(r["status"] == "ok" and r["value"] for r in finished)
+    if stop == "SIGINT":
+        assert process.returncode == 130
+        assert f"{len(finished)} finished rows are in {name}" in one_line(said)
+
+
 # --- bad models ---------------------------------------------------------------------------------------------
 
 
@@ -424,3 +465,31 @@ def test_doctor_tells_what_is_wrong(capsys, monkeypatch):
     monkeypatch.setattr("facetry.doctor._check_symmetry", broken)
     assert run(["doctor"]) == 1
     assert "FAIL rotation, cell choice" in capsys.readouterr().out
+
+
+def test_train_evaluate_predict_in_a_shell(tmp_path, capsys, monkeypatch, structures):
+    """The whole way with the smallest model: run folder, report, no second run over the first."""
+    monkeypatch.chdir(tmp_path)
+    small = "training.epochs=1 training.batch_size=8 data.limit=16 model.channels=8 model.layers=1 model.k=4"
+    overrides = [part for pair in small.split() for part in ("--set", pair)]
+    options = ["--model", "icomformer", "--data", "emt-alloys", "--target", "energy_per_atom", "--seed", "3"]
+    assert run(["train", *options, *overrides, "-o", "runs/a", "--threads", "1", "--quiet", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["metrics"]["test"]["mae"] > 0
+    names = {p.name for p in (tmp_path / "runs" / "a").iterdir()}
+    assert {
+        "model.json",
+        "model.safetensors",
+        "recipe.toml",
+        "metrics.csv",
+        "report.html",
+        "receipt.json",
+    } <= names
+    assert "seed = 3" in (tmp_path / "runs" / "a" / "recipe.toml").read_text()
+    assert run(["train", *options, *overrides, "-o", "runs/a", "--quiet"]) == 2
+    assert "already holds a run" in one_line(capsys.readouterr().err)
+    assert run(["evaluate", "runs/a", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["targets"][0]["metrics"]["mae"]["value"] == pytest.approx(answer["metrics"]["test"]["mae"])
+    assert run(["predict", "a", str(structures), "--json"]) == 0  # runs/a by its name
+    assert {row["unit"] for row in json.loads(capsys.readouterr().out)} == {"eV/atom"}

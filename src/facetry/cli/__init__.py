@@ -13,7 +13,7 @@ import typer
 
 from facetry import __version__
 from facetry.cli import check, data, model
-from facetry.cli.common import report_error
+from facetry.cli.common import INTERRUPTED, OK, report_error
 
 app = typer.Typer(
     name="facetry",
@@ -60,7 +60,9 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         return report_error(error, debug)
-    return code if isinstance(code, int) else 0
+    if code == INTERRUPTED:  # typer turns an interruption into this code
+        return report_error(KeyboardInterrupt(), debug)
+    return code if isinstance(code, int) else OK
 
 
 def main() -> None:

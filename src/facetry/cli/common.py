@@ -24,6 +24,10 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="Crystals worked on a
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON on stdout.")]
 
 
+class Stopped(Exception):
+    """Interrupted from the keyboard; the text says what is left."""
+
+
 class Mistake(ValueError):
     """A mistake in the call; the text is for the person who made it."""
 
@@ -32,8 +36,8 @@ def report_error(error: BaseException, debug: bool) -> int:
     """One line on stderr and the exit code. With `debug` the traceback before it."""
     if debug:
         traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        return _say("stopped", INTERRUPTED)
+    if isinstance(error, KeyboardInterrupt | Stopped) or type(error).__name__ == "Abort":
+        return _say(str(error) or "stopped", INTERRUPTED)
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; leave quietly
         return OUR_FAULT

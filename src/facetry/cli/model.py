@@ -17,6 +17,7 @@ from facetry.cli.common import (
     Json,
     Mistake,
     Progress,
+    Stopped,
     Threads,
     choose_device,
     groups,
@@ -164,11 +165,9 @@ def evaluate(
     network = load(model)
     card = network.card
     assert card is not None
-    data = data or card.data.get("name")
-    if not data:
-        raise Mistake(f"{model} does not say what it was trained on; name the data with --data")
+    labelled = data or _training_data(model, card)
     place = choose_device(device)
-    scores = score(network, data, split, target, batch_size, place, seed, fold=fold)
+    scores = score(network, labelled, split, target, batch_size, place, seed, fold=fold)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -178,12 +177,27 @@ def evaluate(
             (out / name).write_bytes(target_plot(scores, number))
         write_report(out, scores, split=split, model_folder=_folder_of(model))
     if as_json:
-        print(json.dumps(scores.to_dict() | {"model": model, "data": str(data), "split": split}))
+        name = data or labelled.name
+        print(json.dumps(scores.to_dict() | {"model": model, "data": str(name), "split": split}))
     else:
         print(scores)
         if out is not None:
             print(f"{out}/: report.html, scores.json, predictions.csv, parity plot", file=sys.stderr)
     return SOME_FAILED if scores.failed else OK
+
+
+def _training_data(model: str, card: Any) -> Any:
+    """The data of the run, divided as it was then; for a model without its recipe the set that it names."""
+    from facetry.data import dataset
+    from facetry.training.recipe import load_recipe
+    from facetry.training.run import load_data
+
+    recipe = _folder_of(model) / "recipe.toml"
+    if recipe.is_file():
+        return load_data(load_recipe(recipe))
+    if not card.data.get("name"):
+        raise Mistake(f"{model} does not say what it was trained on; name the data with --data")
+    return dataset(card.data["name"], target=[t.name for t in card.targets])
 
 
 def _folder_of(model: str) -> Path:
@@ -224,7 +238,10 @@ def predict(
 ) -> int:
     """Values with unit and 90 % interval for structures; every input gets a row, good or bad.
 
-    Exit code 3 tells that some inputs gave no value; the table says which and why.
+    Exit code 3 tells that some inputs gave no value; the table says which and why. Its columns: source, name,
+    formula, atoms, status (ok, skipped, failed), value, unit, lower, upper, in_domain, message. With several
+    targets there is a row for each, and a column target; a classifier's value is a label, with a column
+    probability.
 
     \b
     facetry predict runs/a structures/ -o out.csv
@@ -256,9 +273,11 @@ def predict(
             for prediction in group:
                 count[prediction.status] = count.get(prediction.status, 0) + 1
             progress.step(len(group))
-    except BaseException:
+    except BaseException as error:
         if table is not None:
             table.__exit__(*sys.exc_info())
+            if isinstance(error, KeyboardInterrupt):
+                raise Stopped(f"stopped; {table.rows} finished rows are in {table.growing}") from None
         raise
     finally:
         results.close()

@@ -44,6 +44,8 @@ class TableWriter:
     Args:
         path: the file; one that exists is replaced when the first row is written.
         columns: name to type, one of "text", "int", "float", "bool".
+
+    `rows` counts what is written, `growing` is the file that holds it until `close`.
     """
 
     def __init__(self, path: str | Path, columns: Mapping[str, str]) -> None:
@@ -51,7 +53,7 @@ class TableWriter:
         self.columns = dict(columns)
         self.rows = 0
         self._format = self.path.suffix.lower()
-        self._file = (
+        self.growing = (
             self.path.with_name(self.path.name + ".rows.csv") if self._format == ".parquet" else self.path
         )
         self._stream: io.FileIO | None = None
@@ -87,18 +89,18 @@ class TableWriter:
         self._stream.close()
         if self._format == ".parquet":
             try:
-                _to_parquet(self._file, self.path, self.columns)
+                _to_parquet(self.growing, self.path, self.columns)
             except OSError as error:
                 raise TableWriteError(
-                    error.errno, f"{self._explain(self.path, error)} in {self._file}"
+                    error.errno, f"{self._explain(self.path, error)} in {self.growing}"
                 ) from error
-            self._file.unlink()
+            self.growing.unlink()
 
     def _open(self) -> None:
         try:
-            self._stream = open(self._file, "wb", buffering=0)  # noqa: SIM115 closed in close and __exit__
+            self._stream = open(self.growing, "wb", buffering=0)  # noqa: SIM115 closed in close and __exit__
         except OSError as error:
-            raise TableWriteError(error.errno, self._explain(self._file, error)) from error
+            raise TableWriteError(error.errno, self._explain(self.growing, error)) from error
         if self._format != ".jsonl":
             self._append(csv_text([], self.columns, header=True))
 
@@ -112,7 +114,7 @@ class TableWriter:
             with contextlib.suppress(OSError):
                 self._stream.truncate(self._good)
             self._stream.close()
-            raise TableWriteError(error.errno, self._explain(self._file, error)) from error
+            raise TableWriteError(error.errno, self._explain(self.growing, error)) from error
         self._good += len(text.encode())
 
     def _explain(self, path: Path, error: OSError) -> str:
