@@ -1,0 +1,118 @@
+"""README.md and docs/: every block that can run runs, and prints what the page shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.docs.pages import PAGES, ROOT, Block, Runner, blocks, continued, copy_folder, difference
+
+MOST_NOT_RUN = 3  # blocks of a page that are only read
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Runner]:
+    """Runs a page once, the page it continues before it."""
+    from facetry.data import info
+    from facetry.data.vault import VaultError, locate
+
+    def at_hand(name: str) -> bool:
+        manifest = info(name)
+        try:
+            return all(locate(manifest, key) for key in manifest.files if manifest.is_default(key))
+        except VaultError:
+            return False
+
+    runs: dict[Path, Runner] = {}
+
+    def finish(page: Path) -> Runner:
+        if page not in runs:
+            folder = tmp_path_factory.mktemp(page.stem)
+            before = continued(page)
+            if before is not None:
+                copy_folder(finish(before).folder, folder)
+            runs[page] = Runner(page, folder, at_hand)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                patch.setenv("FACETRY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+                patch.setenv("COLUMNS", "100")
+                threads = torch.get_num_threads()
+                try:
+                    runs[page].run()
+                finally:
+                    torch.set_num_threads(threads)
+        return runs[page]
+
+    return finish
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_runs_and_prints_what_it_shows(page: Path, finished: Callable[[Path], Runner]) -> None:
+    runner = finished(page)
+    left = [f"line {b.line}" for b in blocks(page) if b.notes.get("not run") == ""]
+    assert not left, f"{page.name}: blocks without a reason not to run: {left}"
+    if runner.skipped:
+        pytest.skip(f"{runner.ran} blocks ran; data not at hand: {', '.join(runner.skipped)}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_few_blocks_are_only_read(page: Path) -> None:
+    unread = [b for b in blocks(page) if "not run" in b.notes]
+    assert len(unread) <= MOST_NOT_RUN
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target):
+            file, _, anchor = target.partition("#")
+            there = (page.parent / file).resolve() if file else page
+            assert there.exists(), f"{page.name} links to {target}"
+            if anchor:
+                assert anchor in _anchors(there), f"{page.name} links to {target}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """As GitHub names the headings of a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+\s+(.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [p.name for p in PAGES[1:] if f"({p.relative_to(ROOT).as_posix()})" not in text]
+    assert not missing
+
+
+def test_release_is_the_same_everywhere() -> None:
+    from facetry import __version__
+
+    change = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    cited = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert change is not None
+    assert cited is not None
+    assert change[1] == cited[1].strip("\"'") == __version__
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "within", "fits"),
+    [
+        ("a 1.0\nb", "a  1.0 b\n", None, True),
+        ("a 1.0", "a 1.1", None, False),
+        ("a 1.0", "a 1.1", "20 %", True),
+        ("a 1.0", "a 1.5", "20 %", False),
+        ("a ... c", "a b\n7 c", None, True),
+        ("mae 0.05 eV ... 3 rows", "mae 0.055 eV (95 %: 0.04)\n3 rows", "20 %", True),
+        ("mae 0.05 eV", "rmse 0.05 eV", "20 %", False),
+        ("x=-1e-3,", "x=-1.1e-03,", "20 %", True),
+    ],
+)
+def test_comparison_of_prints(shown: str, printed: str, within: str | None, fits: bool) -> None:
+    notes = {} if within is None else {"numbers within": within}
+    assert (difference(Block("text", shown, 1, notes), printed) is None) == fits
