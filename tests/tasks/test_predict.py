@@ -63,8 +63,10 @@ def test_mode_gradients_and_device_are_restored():
     assert model.training
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("kind", ["poison", "poison_graph"])
-def test_the_culprit_is_found_and_the_rest_get_values(kind):
+def test_the_culprit_is_found_and_the_rest_get_values(kind, ahead, monkeypatch):
+    monkeypatch.setattr("facetry.tasks.inference.spare_core", lambda device: ahead)
     model = Double(**{kind: 13})
     crystals = [crystal(1, 8, name=f"c{i}") for i in range(20)]
     crystals[7] = crystal(13, 8, name="culprit")
@@ -104,7 +106,9 @@ def test_chunks_are_bounded_by_crystals_and_atoms():
     assert chunks == [[3, 3, 0], [3], [9], [1, 1, 1, 1], [1]]
 
 
-def test_only_a_few_inputs_are_read_ahead():
+@pytest.mark.parametrize("ahead", [False, True])
+def test_only_a_few_inputs_are_read_ahead(ahead, monkeypatch):
+    monkeypatch.setattr("facetry.tasks.inference.spare_core", lambda device: ahead)
     drawn = []
 
     def endless():

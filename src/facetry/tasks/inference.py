@@ -2,12 +2,15 @@
 
     inputs -> chunks -> graphs (a thread, one chunk ahead) -> parts of bounded size -> model -> outcomes
 
+The thread is used where a core is left for it.
+
 A chunk that fails is halved until the crystal that causes it stands alone; that one gets a message, the rest
 get their values. Memory is bounded by the number of atoms and edges that are worked on at once.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,8 +114,18 @@ def run(
     The model must be in evaluation mode (`evaluating`); gradients are off inside.
     """
     runner = _Runner(model, compute, limits, device)
-    for graphs in _ahead(runner.prepare, _chunks(items, limits)):
+    chunks = _chunks(items, limits)
+    prepared = _ahead(runner.prepare, chunks) if spare_core(device) else map(runner.prepare, chunks)
+    for graphs in prepared:
         yield from runner.finish(graphs)
+
+
+def spare_core(device: torch.device) -> bool:
+    """Whether graphs can be built beside the model: two pools of threads on the same cores wait for each
+    other and are slower than one after the other."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return device.type != "cpu" or torch.get_num_threads() < cores
 
 
 def _chunks(items: Iterable[Item], limits: Limits) -> Iterator[list[Item]]:
