@@ -26,6 +26,7 @@ from facetry.graph.batch import Batch, PeriodicGraph, group_index, offsets, rang
 from facetry.graph.neighbors import SHELL_GAP, GraphError, Pairs, nearest_pairs, reduced
 
 log = logging.getLogger(__name__)
+SAME_GRAPH = 1e-4  # Å, or a cosine: frames whose graphs differ by less, root mean square, are one class
 _CHUNK = 256  # crystals searched at once
 _LARGEST_K = 512
 
@@ -199,6 +200,7 @@ class LatticeKNearest(Builder):
             batch.atomic_numbers[graph.neighbor],
             batch.edge_vectors(),
             batch.lattice,
+            SAME_GRAPH,
             center=graph.center,
             neighbor=graph.neighbor,
         )
