@@ -1,8 +1,8 @@
 """Runs what a page of the documentation shows, in the order of the page.
 
 Blocks ```python share one namespace, lines of ```shell blocks are commands in the page's folder, and a
-```text block that follows one of them is what it prints: `...` stands for anything, spaces and line breaks
-count as one space. HTML comments say the rest, the reader does not see them:
+```text block that follows one of them is what it prints (Python: on stdout): `...` stands for anything,
+spaces and line breaks count as one space. HTML comments, which the reader does not see, say the rest:
 
     <!-- not run: why -->            the next block is only read
     <!-- setup: python code -->      run before what follows
@@ -116,7 +116,7 @@ class Runner:
 
     def _python(self, block: Block) -> str:
         code = compile("\n" * (block.line - 1) + block.text, str(self.page), "exec")
-        with _captured() as out:
+        with _captured(errors=False) as out:
             exec(code, self.namespace)
         return out.getvalue()
 
@@ -163,9 +163,10 @@ def commands(text: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _captured() -> Iterator[io.StringIO]:
+def _captured(errors: bool = True) -> Iterator[io.StringIO]:
+    """What is printed meanwhile; with `errors` also what goes to stderr, as on a terminal."""
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out if errors else io.StringIO()):
         yield out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -116,3 +117,12 @@ def test_release_is_the_same_everywhere() -> None:
 def test_comparison_of_prints(shown: str, printed: str, within: str | None, fits: bool) -> None:
     notes = {} if within is None else {"numbers within": within}
     assert (difference(Block("text", shown, 1, notes), printed) is None) == fits
+
+
+def test_generated_tables_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert not generate.stale(), "run `python docs/generate.py`"

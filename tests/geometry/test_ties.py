@@ -246,3 +246,26 @@ def test_classes_of_real_crystals(data_folder, rng: np.random.Generator):
     assert len(sites) > 60
     tied, merged, _ = classes(sites, cutoff=5.0321)
     assert (merged.num_frames * torch.tensor(expected)).tolist() == tied.num_frames.tolist()
+
+
+def test_most_edges_keeps_the_classes_of_smallest_signature_whatever_the_cell() -> None:
+    """A bound on classes times edges chooses by the crystal, not by its description."""
+    from facetry.graph import builders
+    from tests import crystals as zoo
+
+    crystal = zoo.low_motif(zoo.fcc(6.8), "fcc lattice, motif without symmetry")
+    model_input = builders.LatticeKNearest(k=12)
+    whole = model_input([crystal])
+    assert len(whole.frames.crystal) == 144
+    bound = 7 * len(whole.graph)
+    chosen = []
+    for other in (crystal, zoo.rebased(zoo.rotated(crystal, zoo.rotation(2)), zoo.unimodular(9))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(builders, "MOST_EDGES", bound)
+            batch = model_input([other])
+        assert len(batch.frames.crystal) == 7
+        assert float(batch.frames.weight.sum()) == pytest.approx(1.0, abs=1e-12)
+        axes = batch.frame_vectors()
+        cosines = torch.einsum("ea,fma->fem", batch.edge_vectors(), axes)
+        chosen.append(cosines.square().sum(1).sort(0).values)
+    torch.testing.assert_close(chosen[0], chosen[1], rtol=1e-9, atol=1e-9)

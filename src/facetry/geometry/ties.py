@@ -47,16 +47,20 @@ def tie_classes(
     lattice: Float[Tensor, "crystals 3 3"],
     quantum: float = 1e-5,
     *,
-    center: Int[Tensor, " edges"],
-    neighbor: Int[Tensor, " edges"],
+    center: Int[Tensor, " edges"] | None = None,
+    neighbor: Int[Tensor, " edges"] | None = None,
+    most_edges: int | None = None,
 ) -> FrameSet:
     """One frame for each class of frames that see the same graph, with the summed weight of its class.
 
-    Edges are sorted by crystal; ``edge_vector`` (Å) points from centre to neighbour; species are any integers
-    that tell atoms apart, ``center`` and ``neighbor`` the atoms' numbers. ``quantum`` (Å, or a cosine):
-    graphs that differ by less, root mean square, count as equal.
+    Edges are sorted by crystal; `edge_vector` (Å) points from centre to neighbour; species are any integers
+    that tell atoms apart. `center` and `neighbor` number the atoms and should be given: without them a graph
+    is only a list of edges, which can merge frames of a crystal of one element that its atoms distinguish.
+    `quantum` (Å, or a cosine): graphs that differ by less, root mean square, count as equal. `most_edges`
+    bounds classes times edges of a crystal: beyond it only the classes with the smallest signatures stay, a
+    choice that depends on the crystal alone.
     """
-    rep, _ = _representatives(
+    rep, key = _representatives(
         frames,
         crystal_of_edge,
         species_center,
@@ -69,7 +73,23 @@ def tie_classes(
     )
     weight = torch.zeros_like(frames.weight).index_add_(0, rep, frames.weight)
     keep = rep == torch.arange(len(rep), device=rep.device)
-    return _subset(frames, keep, weight)
+    classes = _subset(frames, keep, weight)
+    if most_edges is None:
+        return classes
+    num_edges = torch.bincount(crystal_of_edge, minlength=len(frames.num_frames))
+    allowed = (most_edges // num_edges.clamp_min(1)).clamp_min(1)
+    if not bool((classes.num_frames > allowed).any()):
+        return classes
+    # rank of every class within its crystal, by signature
+    order = torch.argsort(key[keep], stable=True)
+    order = order[torch.argsort(classes.crystal[order], stable=True)]
+    first = classes.num_frames.cumsum(0) - classes.num_frames
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - first[classes.crystal[order]]
+    few = _subset(classes, rank < allowed[classes.crystal], classes.weight)
+    total = torch.zeros(len(allowed), dtype=few.weight.dtype, device=rep.device)
+    total.index_add_(0, few.crystal, few.weight)
+    return FrameSet(few.crystal, few.integer, few.weight / total[few.crystal], few.num_frames)
 
 
 def canonical_frames(

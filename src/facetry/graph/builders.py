@@ -27,6 +27,7 @@ from facetry.graph.neighbors import SHELL_GAP, GraphError, Pairs, nearest_pairs,
 
 log = logging.getLogger(__name__)
 SAME_GRAPH = 1e-4  # Å, or a cosine: frames whose graphs differ by less, root mean square, are one class
+MOST_EDGES = 1 << 21  # classes times edges of one crystal: about ten seconds on two cores
 _CHUNK = 256  # crystals searched at once
 _LARGEST_K = 512
 
@@ -65,6 +66,7 @@ class LatticeKNearest(Builder):
     e1, e2, e3 are equally short, as in most crystals of high symmetry:
 
     - "average": one frame for each class of inequivalent graphs, weighted by its share (exactly invariant);
+      beyond two million edges times classes only the classes with the smallest signatures;
     - "canonical": the class with the smallest signature (exactly invariant, one pass, not continuous);
     - "continuous": triples up to 0.1 Å longer too, with weights that vanish continuously;
     - "published": the first in the order of the search, ties decided by round-off, exact k-th distance,
@@ -192,18 +194,18 @@ class LatticeKNearest(Builder):
     def _classes(self, batch: Batch) -> FrameSet:
         graph, frames = batch.require_graph(), batch.frames
         assert frames is not None
-        choose = canonical_frames if self.frames == "canonical" else tie_classes
-        return choose(
-            frames,
+        edges = (
             batch.edge_crystal,
             batch.atomic_numbers[graph.center],
             batch.atomic_numbers[graph.neighbor],
             batch.edge_vectors(),
             batch.lattice,
             SAME_GRAPH,
-            center=graph.center,
-            neighbor=graph.neighbor,
         )
+        ends = {"center": graph.center, "neighbor": graph.neighbor}
+        if self.frames == "canonical":
+            return canonical_frames(frames, *edges, **ends)
+        return tie_classes(frames, *edges, **ends, most_edges=MOST_EDGES)
 
 
 def _either_end(pairs: Pairs, radius: Float[Tensor, " atoms"], gap: float) -> Tensor:

@@ -87,6 +87,12 @@ class PropertyModel(nn.Module):
         """Standardised targets or logits."""
         raise NotImplementedError
 
+    def forward_with_embedding(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "crystals outputs"], Float[Tensor, "crystals channels"]]:
+        """`forward` and `embed` at once; models override it where the two share their work."""
+        return self(batch), self.embed(batch)
+
     def training_batch(self, batch: Batch, generator: torch.Generator) -> Batch:
         """What one training step sees of a batch; models with random choices make them here."""
         return batch

@@ -16,6 +16,7 @@ evaluation. `construction="published"` switches back for comparison.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -69,21 +70,27 @@ class _ComFormer(PropertyModel):
         return self.length(-0.75 / d)
 
     def forward(self, batch: Batch) -> Float[Tensor, "crystals outputs"]:
-        outs, weights, crystals = [], [], []
-        for part in self._evaluate(batch):
-            outs.append(self.head(part.pooled))
-            weights.append(part.weight)
-            crystals.append(part.crystal)
-        return _average(outs, weights, crystals, len(batch))
+        return self._over_frames(batch, self.head)[0]
 
     def embed(self, batch: Batch) -> Float[Tensor, "crystals channels"]:
-        parts = list(self._evaluate(batch))
-        return _average(
-            [p.pooled for p in parts], [p.weight for p in parts], [p.crystal for p in parts], len(batch)
+        return self._over_frames(batch, lambda pooled: pooled)[0]
+
+    def forward_with_embedding(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "crystals outputs"], Float[Tensor, "crystals channels"]]:
+        """Outputs and pooled vectors, each averaged over the frames of its crystal."""
+        return self._over_frames(batch, self.head, lambda pooled: pooled)
+
+    def _over_frames(self, batch: Batch, *functions: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        """Functions of the pooled vector, averaged over frames."""
+        parts = self._evaluate(batch)
+        weights, crystals = [p.weight for p in parts], [p.crystal for p in parts]
+        return tuple(
+            _average([f(p.pooled) for p in parts], weights, crystals, len(batch)) for f in functions
         )
 
     def embed_atoms(self, batch: Batch) -> Float[Tensor, "atoms channels"]:
-        parts = list(self._evaluate(batch))
+        parts = self._evaluate(batch)
         return _average(
             [p.x for p in parts],
             [p.weight.index_select(0, p.view) for p in parts],
