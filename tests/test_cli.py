@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import facetry
+from facetry.card import ModelCard, Target
 from facetry.cli import run
 from facetry.crystal import Crystal
 from facetry.models import MODELS
-from facetry.models.card import ModelCard, Target
 from facetry.tasks.predict import COLUMNS
 from facetry.training import save_model
 

@@ -237,7 +237,7 @@ def _check_symmetry() -> tuple[bool, str]:
 
 
 def _check_model_folder() -> tuple[bool, str]:
-    from facetry.models.card import ModelCard, Target
+    from facetry.card import ModelCard, Target
     from facetry.training import load_model, save_model
 
     model, crystal = _tiny_model(), _perovskite()

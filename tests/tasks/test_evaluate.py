@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from facetry.card import ModelCard, Target
 from facetry.crystal import Crystal
 from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset
-from facetry.models.card import ModelCard, Target
 from facetry.tasks.evaluate import evaluate
 from facetry.tasks.predict import predict
 

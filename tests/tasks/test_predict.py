@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from facetry.card import ModelCard, Target
 from facetry.crystal import Crystal
-from facetry.models.card import ModelCard, Target
 from facetry.tasks.inference import Limits, Outcome, _chunks
 from facetry.tasks.predict import COLUMNS, predict, predictions, table_columns, targets_of
 from facetry.tasks.sources import Item, items_of

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from facetry.card import Target
 from facetry.crystal import Crystal
 from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset
-from facetry.models.card import Target
 from facetry.tasks.sources import check_places, items_of
 
 

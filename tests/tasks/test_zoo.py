@@ -6,9 +6,9 @@ import csv
 
 import torch
 
+from facetry.card import ModelCard, Target
 from facetry.cli import run
 from facetry.models import MODELS
-from facetry.models.card import ModelCard, Target
 from facetry.training import save_model
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import facetry
-from facetry.models.card import ModelCard, Target
+from facetry.card import ModelCard, Target
 from facetry.training.checkpoint import ModelError, load, load_model, save_model
 from tests.training.tiny import Tiny, tiny_data, tiny_model
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from facetry.models.card import Target
+from facetry.card import Target
 from facetry.training.losses import fit_scaling, loss_sum, output_columns, standardise
 
 NAN = float("nan")

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import facetry
+from facetry.card import Target
 from facetry.data.dataset import Splits
 from facetry.graph.batch import Batch
-from facetry.models.card import Target
 from facetry.training import RecipeError, Run, TrainingError, load_recipe, resume, train
 from facetry.training.loop import parameter_groups
 from facetry.training.run import load_data

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from facetry.card import Target
 from facetry.crystal import Crystal
 from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset, Splits
@@ -17,7 +18,6 @@ from facetry.graph.batch import Batch
 from facetry.graph.builders import Builder
 from facetry.models import MODELS
 from facetry.models.base import PropertyModel
-from facetry.models.card import Target
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from facetry.data.crystals import CrystalTable, gather
 from facetry.data.manifest import Manifest
 
 if TYPE_CHECKING:
-    from facetry.models.card import Target
+    from facetry.card import Target
 
 __all__ = ["Dataset", "Extra", "Limit", "Splits", "limit_splits"]
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from facetry.card import Target
 from facetry.data.crystals import CrystalTable, column_lists
 from facetry.data.dataset import Dataset, Extra, Splits
 from facetry.data.division import group_split
 from facetry.data.manifest import ExtraInfo, Manifest, TargetInfo
-from facetry.models.card import Target
 
 if TYPE_CHECKING:
     import pyarrow as pa

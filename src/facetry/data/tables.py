@@ -30,7 +30,7 @@ from facetry.data.division import group_split
 from facetry.data.readings import read_files, read_texts, refusal
 
 if TYPE_CHECKING:
-    from facetry.models.card import Target
+    from facetry.card import Target
 
 __all__ = ["SkippedRow", "own_splits"]
 
@@ -276,7 +276,7 @@ def _files(table: _Table) -> list[Path]:
 def _targets(
     table: _Table, target: str | Sequence[str] | None, tasks: dict[str, str], group: str | None
 ) -> tuple[list[str], list[Target], Float[np.ndarray, "rows targets"]]:
-    from facetry.models.card import Target
+    from facetry.card import Target
 
     names = {}
     for header in table.columns:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from facetry.card import ModelCard, Target
 from facetry.models.base import PropertyModel, Symmetry
-from facetry.models.card import ModelCard, Target
 from facetry.models.comformer import EComFormer, IComFormer
 
 MODELS: dict[str, type[PropertyModel]] = {

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from facetry.card import ModelCard
 from facetry.graph.batch import Batch
 from facetry.graph.builders import Builder
-from facetry.models.card import ModelCard
 
 
 @dataclass(frozen=True)

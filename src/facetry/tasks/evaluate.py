@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from facetry.card import Target
 from facetry.evaluation.metrics import RESAMPLES, Scores
-from facetry.models.card import Target
 from facetry.tasks.inference import Limits, evaluating, run
 from facetry.tasks.predict import Translator, as_model, outputs_and_distance
 from facetry.tasks.sources import items_of

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from facetry.card import ModelCard, Target
 from facetry.crystal import Crystal
 from facetry.elements import SYMBOLS
 from facetry.evaluation.intervals import nearest_distance
 from facetry.graph.batch import Batch
-from facetry.models.card import ModelCard, Target
 from facetry.tasks.inference import Item, Limits, Outcome, Status, evaluating, run
 from facetry.tasks.sources import items_of
 

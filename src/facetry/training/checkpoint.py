@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from facetry import __version__
+from facetry.card import ModelCard
 from facetry.models import MODELS
 from facetry.models.base import PropertyModel
-from facetry.models.card import ModelCard
 from facetry.training.files import tensor_bytes, write_file
 from facetry.training.recipe import nearest
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from facetry.card import Target
 from facetry.models import MODELS
 from facetry.models.base import PropertyModel
-from facetry.models.card import Target
 from facetry.training.console import is_main_process
 from facetry.training.files import remove_leftovers, write_file
 from facetry.training.recipe import (

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from facetry.models.card import Target
+from facetry.card import Target
 
 if TYPE_CHECKING:
     from facetry.training.loop import Fitting

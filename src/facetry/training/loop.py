@@ -27,8 +27,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
+from facetry.card import Target
 from facetry.models.base import PropertyModel
-from facetry.models.card import Target
 from facetry.training.losses import loss_sum, standardise
 from facetry.training.recipe import TrainingError, TrainingOptions
 from facetry.training.schedule import learning_rate

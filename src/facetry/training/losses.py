@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from facetry.models.card import Target
+from facetry.card import Target
 
 
 def output_columns(targets: Sequence[Target]) -> list[slice]:

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from facetry import __version__
+from facetry.card import ModelCard, Target
 from facetry.evaluation.intervals import REFERENCE_SIZE, conformal_quantile, domain_statistics
 from facetry.evaluation.metrics import TargetScores
 from facetry.graph.batch import Batch
 from facetry.kernels.allocator import keep_freed_memory
 from facetry.models import MODELS
 from facetry.models.base import PropertyModel
-from facetry.models.card import ModelCard, Target
 from facetry.training import receipt
 from facetry.training.checkpoint import fill_weights, save_model
 from facetry.training.checks import (

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from scipy.special import expit, log_softmax, softmax
 
+from facetry.card import Target
 from facetry.evaluation.metrics import TargetScores, classification_scores, regression_scores
-from facetry.models.card import Target
 from facetry.training.losses import output_columns
 from facetry.training.source import Source
 
