@@ -5,7 +5,7 @@ Blocks ```python share one namespace, lines of ```shell blocks are commands in t
 spaces and line breaks count as one space. HTML comments, which the reader does not see, say the rest:
 
     <!-- not run: why -->            the next block is only read
-    <!-- setup: python code -->      run before what follows
+    <!-- setup: python code -->      run before what follows; `patch` is a pytest.MonkeyPatch
     <!-- file: NAME -->              the next block is written to that file
     <!-- needs: SET -->              the next block reads a named set; skipped where it is not at hand
     <!-- exit code: N -->            of the last command of the next block
@@ -23,9 +23,10 @@ import shlex
 import shutil
 import subprocess
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,11 +84,11 @@ class PageError(AssertionError):
 
 
 class Runner:
-    """One page in one folder. `at_hand(name)` says whether a named set can be read."""
+    """One page in one folder. `at_hand(name)` says whether a named set can be read; `patch` is for setups."""
 
-    def __init__(self, page: Path, folder: Path, at_hand) -> None:
+    def __init__(self, page: Path, folder: Path, at_hand: Callable[[str], bool], patch: Any = None) -> None:
         self.page, self.folder, self.at_hand = page, folder, at_hand
-        self.namespace: dict = {"__name__": page.stem}
+        self.namespace: dict = {"__name__": page.stem, "patch": patch}
         self.ran = 0
         self.skipped: list[str] = []
 

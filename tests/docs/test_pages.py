@@ -36,8 +36,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Runne
             before = continued(page)
             if before is not None:
                 copy_folder(finish(before).folder, folder)
-            runs[page] = Runner(page, folder, at_hand)
             with pytest.MonkeyPatch.context() as patch:
+                runs[page] = Runner(page, folder, at_hand, patch)
                 patch.chdir(folder)
                 patch.setenv("FACETRY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
                 patch.setenv("COLUMNS", "100")

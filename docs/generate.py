@@ -1,0 +1,116 @@
+"""Writes the tables of the documents that are made from the package: `python docs/generate.py`.
+
+A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; tests/docs fails where it is stale.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+_PLACE = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def sets() -> str:
+    """The named sets, from their manifests."""
+    from facetry.data import info, list_sets
+
+    lines = [
+        "| name | crystals | targets (the first is the default) | split | licence |",
+        "|---|---|---|---|---|",
+    ]
+    for name in list_sets():
+        m = info(name)
+        first = [m.default_target] if m.default_target else []
+        names = first + [t for t in m.targets if t not in first]
+        units = {t: f" [{m.targets[t].unit}]" if m.targets[t].unit else "" for t in names}
+        targets = ", ".join(f"`{t}`{units[t]}" for t in names[:4]) or "none, structures only"
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        split = {"ours": "ours", "none": "none"}.get(m.split.kind, "official" if m.split.official else "ours")
+        part = "" if m.complete else ", **a part of the set**"
+        lines.append(f"| `{name}` | {m.rows} | {targets}{more} | {split}{part} | {_cell(m.licence)} |")
+    return "\n".join(lines)
+
+
+def defects() -> str:
+    """What is incomplete, and the leaks between sets."""
+    from facetry.data import info, list_sets
+
+    lines = []
+    for name in list_sets():
+        m = info(name)
+        notes = ([m.incomplete] if not m.complete else []) + list(m.leaks)
+        lines += [f"- `{name}`: {' '.join(note.rstrip('.') + '.' for note in notes)}"] if notes else []
+    return "\n".join(lines)
+
+
+def settings() -> str:
+    """The recipes that ship."""
+    from facetry.training import recipe_names
+
+    columns = ("recipe", "layers", "k", "channels", "rate", "loss", "schedule", "epochs", "published epochs")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    folder = DOCS.parent / "src" / "facetry" / "recipes"
+    for name in recipe_names():
+        tables = tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
+        model, training = tables["model"], tables["training"]
+        cells = (
+            f"`{name}`",
+            model["layers"],
+            model["k"],
+            model.get("channels", 256),
+            f"{training['learning_rate']:g}",
+            training["loss"],
+            training["schedule"],
+            training["epochs"],
+            training.get("published_epochs", ""),
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def training() -> str:
+    """The keys of a recipe's table `training`."""
+    from facetry.training import TrainingOptions
+
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for name, entry in TrainingOptions.model_fields.items():
+        choices = getattr(entry.annotation, "__args__", ())
+        words = [f"`{c}`" for c in choices if isinstance(c, str)]
+        meaning = "; ".join(p for p in (entry.description or "", ", ".join(words)) if p)
+        default = "" if entry.default is None else f"`{str(entry.default).lower()}`"
+        lines.append(f"| `{name}` | {default} | {_cell(meaning)} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "sets": sets,
+    "defects": defects,
+    "settings": settings,
+    "training": training,
+}
+
+
+def renewed(text: str) -> str:
+    """A page with its tables as they should be."""
+    return _PLACE.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+
+
+def stale() -> list[Path]:
+    """Pages whose tables are not what the package says."""
+    pages = [(p, p.read_text(encoding="utf-8")) for p in sorted(DOCS.rglob("*.md"))]
+    return [page for page, text in pages if renewed(text) != text]
+
+
+if __name__ == "__main__":
+    for page in stale():
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(page.relative_to(DOCS.parent), file=sys.stderr)
