@@ -254,3 +254,21 @@ def test_4000_atoms_and_little_memory_give_a_row(megabytes):
     rows = done.stdout.splitlines()
     assert [row.split()[0] for row in rows] == ["ok", "failed", "ok"]
     assert "not enough memory for 4000 atoms" in rows[1]
+
+
+def test_one_frame_is_as_invariant_as_the_average() -> None:
+    from facetry.models import EComFormer, IComFormer
+    from tests import crystals as zoo
+
+    torch.manual_seed(0)
+    model = IComFormer(channels=16, layers=2, k=8).double()
+    crystals = [zoo.nacl(), zoo.zno(), zoo.orthorhombic_motif()]
+    turned = [zoo.rebased(zoo.rotated(c, zoo.rotation(1)), zoo.unimodular(4)) for c in crystals]
+    one = [p.value for p in predict(model, crystals, one_frame=True)]
+    again = [p.value for p in predict(model, turned, one_frame=True)]
+    np.testing.assert_allclose(one, again, rtol=0, atol=1e-12)
+    assert model.graph.frames == "average"
+    average = [p.value for p in predict(model, crystals)]
+    assert np.abs(np.subtract(one, average)).max() > 1e-12
+    with pytest.raises(ValueError, match="ecomformer does not average over lattice frames"):
+        predict(EComFormer(channels=16, layers=1, scalars=4, k=8), crystals, one_frame=True)

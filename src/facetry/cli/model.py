@@ -235,6 +235,10 @@ def predict(
     device: Device = "auto",
     threads: Threads = None,
     workers: Workers = None,
+    one_frame: Annotated[
+        bool,
+        typer.Option("--one-frame", help="One lattice frame a crystal, not all tied ones: faster."),
+    ] = False,
 ) -> int:
     """Values with unit and 90 % interval for structures; every input gets a row, good or bad.
 
@@ -257,12 +261,14 @@ def predict(
     check_places(paths)
     set_threads(threads)
     network = load(model)
+    if one_frame:
+        network.one_frame_graph()  # a model without frames says so before anything is written
     place = choose_device(device)
     columns = table_columns(targets_of(network))
     printer = _Printer(list(columns), as_json, out is not None)
     count: dict[str, int] = {}
     progress = Progress("predicted")
-    results = predictions(network, items_of_paths(paths, workers), batch_size, place)
+    results = predictions(network, items_of_paths(paths, workers), batch_size, place, one_frame)
     table = TableWriter(out, columns) if out is not None else None
     try:
         for group in groups(results):

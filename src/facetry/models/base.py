@@ -93,6 +93,11 @@ class PropertyModel(nn.Module):
         """`forward` and `embed` at once; models override it where the two share their work."""
         return self(batch), self.embed(batch)
 
+    def one_frame_graph(self) -> Builder:
+        """The graph with a single lattice frame for each crystal, chosen by the crystal itself; for models
+        that average over tied frames. Raises ValueError for the others."""
+        raise ValueError(f"{self.name} does not average over lattice frames; leave one_frame away")
+
     def training_batch(self, batch: Batch, generator: torch.Generator) -> Batch:
         """What one training step sees of a batch; models with random choices make them here."""
         return batch

@@ -172,6 +172,12 @@ class IComFormer(_ComFormer):
             rotation=sound, lattice_basis=sound, supercell=sound, reflection=self.edge_layer is None
         )
 
+    def one_frame_graph(self) -> LatticeKNearest:
+        """The class of frames with the smallest signature: as invariant as the average, in one pass."""
+        if self.edge_layer is None:
+            raise ValueError("icomformer without edge layer reads no lattice frames; leave one_frame away")
+        return replace(self.graph, frames="canonical")
+
     def training_batch(self, batch: Batch, generator: torch.Generator) -> Batch:
         """One frame for each crystal, drawn by weight."""
         frames = batch.frames
