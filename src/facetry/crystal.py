@@ -129,6 +129,14 @@ class Crystal:
 
     def replace(self, **changes: Any) -> Crystal:
         """A copy with some constructor arguments changed."""
+        if changes.keys() <= {"name", "notes"}:  # nothing to check again; the arrays are read-only
+            copy = object.__new__(Crystal)
+            copy.__dict__.update({key: self.__dict__[key] for key in _FIELDS})
+            if "name" in changes:
+                copy.__dict__["name"] = str(changes["name"])
+            if "notes" in changes:
+                copy.__dict__["notes"] = tuple(map(str, changes["notes"]))
+            return copy
         return Crystal(**{**self.__getstate__(), **changes})
 
     # --- plain facts ---------------------------------------------------------------------------

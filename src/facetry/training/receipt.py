@@ -18,7 +18,8 @@ from facetry import __version__
 
 def command_line() -> str:
     """The command that started this process, as one would type it."""
-    return shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
+    program = Path(sys.argv[0]).name or "python"
+    return shlex.join(["facetry" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def cpu_name() -> str:
