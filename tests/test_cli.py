@@ -284,8 +284,9 @@ def test_a_full_disk_keeps_the_finished_rows(model_folder, tmp_path):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 import torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for jobs in the background
 torch.set_num_threads(1)
 import facetry.cli
 def slowly(items):
