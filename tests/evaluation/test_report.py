@@ -82,7 +82,7 @@ def check(path):
 
 
 def test_full_report(run_folder, scores):
-    extra = [prediction(None, "<b>broken</b>", status="failed", message="no sites & no cell")]
+    extra = [prediction(None, "<b>broken<b>", status="failed", message="no sites & no cell")]
     path = write_report(run_folder, scores, predictions=extra)
     page, text = check(path)
     assert page.count("data:image/png;base64") == 2
@@ -98,7 +98,7 @@ def test_full_report(run_folder, scores):
         assert word in text
     worst = text[text.index("Worst predictions") :]
     assert re.search(r"mp-\d+", worst).group() == "mp-7"
-    assert "<b>broken</b>" in text  # as text, not as markup
+    assert "<b>broken<b>" in text  # as text, not as markup
     assert "1 crystals gave no value" in text
     assert [p.name for p in run_folder.glob(".report*")] == []
 

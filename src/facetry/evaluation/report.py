@@ -55,8 +55,9 @@ figure { margin: 0; } img { max-width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: anywhere; }
-th { color: var(--soft); font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
+  vertical-align: top; overflow-wrap: break-word; }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+td.n, th.n { text-align: right; white-space: nowrap; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1rem;
   overflow-x: auto; font-size: .82rem; line-height: 1.45; }
 details summary { cursor: pointer; color: var(--accent); }
@@ -211,7 +212,7 @@ def _prediction_table(predictions: Sequence[Any]) -> str:
         domain = "" if p.in_domain is None else "yes" if p.in_domain else "no"
         formula = p.crystal.formula if p.crystal is not None else ""
         value = "" if p.value is None else f"{_number(p.value)} {p.unit}".strip()
-        rows.append([p.source, formula, p.status, value, interval, domain, p.message])
+        rows.append([Path(p.source).name, formula, p.status, value, interval, domain, p.message])
     return _table(["file", "formula", "status", "value", "90 % interval", "in domain", "message"], rows)
 
 
