@@ -192,6 +192,17 @@ def test_interruption(capsys, monkeypatch):
     assert run(["dataset", "info", "perov5"]) == 130
 
 
+def test_an_interrupted_training_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def stop(*arguments, out, **options):
+        out.mkdir()
+        (out / "recipe.toml").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("facetry.training.train_recipe", stop)
+    assert run(["train", "demo", "-o", str(tmp_path / "a")]) == 130
+    assert one_line(capsys.readouterr().err).endswith(f"go on with: facetry train --resume {tmp_path / 'a'}")
+
+
 # --- predict ------------------------------------------------------------------------------------------------
 
 
@@ -489,6 +500,11 @@ def test_train_evaluate_predict_in_a_shell(tmp_path, capsys, monkeypatch, struct
     assert "seed = 3" in (tmp_path / "runs" / "a" / "recipe.toml").read_text()
     assert run(["train", *options, *overrides, "-o", "runs/a", "--quiet"]) == 2
     assert "already holds a run" in one_line(capsys.readouterr().err)
+    assert run(["train", "--resume", "runs/a"]) == 0
+    shown = capsys.readouterr()
+    first = [line.split()[0] for line in shown.out.splitlines()]
+    assert first == ["energy_per_atom:", "mae", "rmse", "r2", "coverage", "model", "report"]
+    assert shown.err == ""
     assert run(["evaluate", "runs/a", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["targets"][0]["metrics"]["mae"]["value"] == pytest.approx(answer["metrics"]["test"]["mae"])

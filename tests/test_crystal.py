@@ -122,6 +122,21 @@ def test_left_handed_lattice_is_kept():
     np.testing.assert_array_equal(rocksalt(lattice=lattice).lattice, lattice)
 
 
+def test_arrays_of_other_libraries():
+    torch = pytest.importorskip("torch")
+    crystal = Crystal(4 * torch.eye(3), torch.zeros(1, 3), torch.tensor([29]))
+    assert crystal == Crystal(4 * np.eye(3), np.zeros((1, 3)), [29])
+    with pytest.raises(CrystalError, match="at least one site"):
+        Crystal(4 * np.eye(3), [], [])
+
+
+def test_occupancies_by_symbol():
+    crystal = Crystal(4 * np.eye(3), [[0, 0, 0]], [29], [{"Cu": 0.75, "Au": 0.25}])
+    assert crystal.occupancies == ({29: 0.75, 79: 0.25},)
+    with pytest.raises(CrystalError, match="'Xx', which is no element"):
+        Crystal(4 * np.eye(3), [[0, 0, 0]], [29], [{"Xx": 0.75}])
+
+
 def test_occupancies():
     assert rocksalt(occupancies=[1.0, 1.0]).occupancies is None
     assert rocksalt(occupancies=[{11: 1.0}, {17: 1.0}]).is_ordered

@@ -75,7 +75,7 @@ class Crystal:
         lattice: ArrayLike,
         frac_coords: ArrayLike,
         atomic_numbers: ArrayLike,
-        occupancies: Sequence[float | Mapping[int, float]] | np.ndarray | None = None,
+        occupancies: Sequence[float | Mapping[int | str, float]] | np.ndarray | None = None,
         name: str = "",
         *,
         notes: Sequence[str] = (),
@@ -94,10 +94,10 @@ class Crystal:
                 f"lattice is flat: volume over |a||b||c| is {flat:.1e}, at least {_FLAT:.0e} is needed; "
                 "check the cell lengths and angles",
             )
+        if frac_coords.size == 0:
+            _fail(name, "a crystal needs at least one site, got none")
         if frac_coords.ndim != 2 or frac_coords.shape[1] != 3:
             _fail(name, f"frac_coords must be n x 3, got shape {frac_coords.shape}")
-        if len(frac_coords) == 0:
-            _fail(name, "a crystal needs at least one site, got none")
         if not np.logical_and.reduce(np.isfinite(frac_coords), axis=None):
             bad = int(np.flatnonzero(~np.isfinite(frac_coords).all(axis=1))[0])
             _fail(name, f"site {bad} has a coordinate that is not finite: {frac_coords[bad].tolist()}")
@@ -406,7 +406,7 @@ def _fail(name: str, reason: str) -> None:
 
 def _array(values: ArrayLike, what: str, name: str) -> np.ndarray:
     try:
-        return np.array(values, dtype=np.float64)  # always a copy: the caller's array stays writeable
+        return np.asarray(values).astype(np.float64)  # always a copy: the caller's array stays writeable
     except (TypeError, ValueError) as error:
         raise CrystalError(f"{name}: {what} must be numbers: {error}".removeprefix(": ")) from None
 
@@ -427,8 +427,17 @@ def _atomic_numbers(values: ArrayLike, sites: int, name: str) -> np.ndarray:
     return numbers
 
 
+def _species(key: int | str | np.integer, index: int, name: str) -> int:
+    """An atomic number, or a symbol."""
+    if isinstance(key, str):
+        if key in SYMBOLS[1:]:
+            return SYMBOLS.index(key)
+        _fail(name, f"site {index} has occupancies of {key!r}, which is no element")
+    return int(key)
+
+
 def _occupancies(
-    values: Sequence[float | Mapping[int, float]] | np.ndarray, numbers: np.ndarray, name: str
+    values: Sequence[float | Mapping[int | str, float]] | np.ndarray, numbers: np.ndarray, name: str
 ) -> tuple[tuple[dict[int, float], ...] | None, np.ndarray]:
     """Occupancies as dicts (None where all sites are full) and the majority species of every site."""
     if len(values) != len(numbers):
@@ -438,7 +447,7 @@ def _occupancies(
     full = True
     for index, (value, number) in enumerate(zip(values, numbers.tolist(), strict=True)):
         if isinstance(value, Mapping):
-            site = {int(z): float(share) for z, share in value.items()}
+            site = {_species(z, index, name): float(share) for z, share in value.items()}
         else:
             site = {number: float(value)}
         total = sum(site.values())

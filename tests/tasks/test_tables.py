@@ -10,7 +10,7 @@ import textwrap
 import pyarrow.parquet as pq
 import pytest
 
-from facetry.tasks.tables import TableWriter, check_suffix
+from facetry.tasks.tables import TableWriteError, TableWriter, check_suffix
 
 COLUMNS = {"source": "text", "atoms": "int", "value": "float", "in_domain": "bool", "message": "text"}
 ROWS = [
@@ -116,3 +116,11 @@ def test_a_device_without_space(tmp_path):
     link.symlink_to("/dev/full")
     with pytest.raises(OSError, match="no space left"):
         TableWriter(link, COLUMNS).write(ROWS)
+
+
+def test_a_folder_in_the_way_is_a_mistake_and_errors_have_no_number(tmp_path):
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):
+        check_suffix(tmp_path / "out.csv")
+    error = TableWriteError(28, "out.csv: could not be written (no space left on the disk)")
+    assert str(error).startswith("out.csv: could")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +73,8 @@ def train(
             raise Mistake(f"--resume goes on with the recipe of {resume}; leave out {', '.join(used)}")
         from facetry.training import resume as go_on
 
-        run = go_on(resume, verbose=_verbose(quiet), **changes)
+        with _told_how_to_go_on(resume):
+            run = go_on(resume, verbose=_verbose(quiet), **changes)
     else:
         if recipe is None and (model is None or data is None):
             raise Mistake("train needs a RECIPE, or --model and --data, or --resume FOLDER")
@@ -91,19 +95,34 @@ def train(
         tables["training"] = {**tables.get("training", {}), **changes}
         checked = make_recipe(apply_overrides(tables, override or ()), recipe or "train")
         out = out or _default_folder(recipe, checked)
-        run = train_recipe(checked, out=out, verbose=_verbose(quiet))
+        with _told_how_to_go_on(out):
+            run = train_recipe(checked, out=out, verbose=_verbose(quiet))
     from facetry.training.console import is_main_process
 
     if not is_main_process():
         return OK
     assert run.folder is not None
-    page = _report_of_run(run)
+    scores, page = _report_of_run(run)
     if as_json:
-        print(json.dumps({"folder": str(run.folder), "report": str(page), "metrics": run.metrics}))
+        metrics = {part: _plain(values) for part, values in run.metrics.items()}
+        print(json.dumps({"folder": str(run.folder), "report": str(page), "metrics": metrics}))
     else:
+        if scores is not None:
+            print(scores)
         print(f"model   {run.folder}")
         print(f"report  {page}")
     return OK
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Ctrl-C in a training ends with the command that continues it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (folder / "recipe.toml").is_file():
+            raise
+        raise Stopped(f"stopped; go on with: facetry train --resume {folder}") from None
 
 
 def _verbose(quiet: bool) -> bool | None:
@@ -120,8 +139,15 @@ def _default_folder(recipe: str | None, checked: Any) -> Path:
     return folder
 
 
-def _report_of_run(run: Any) -> Path:
-    """Evaluate on the test split, where it has labels, and write report.html into the run folder."""
+def _plain(values: Any) -> Any:
+    """Metrics for JSON, which has no NaN: what is undefined is null."""
+    if isinstance(values, dict):
+        return {name: _plain(value) for name, value in values.items()}
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def _report_of_run(run: Any) -> tuple[Any, Path]:
+    """Scores on the test split, None where it has no labels; and report.html, written into the run folder."""
     from facetry.evaluation.report import write_report
     from facetry.tasks.evaluate import evaluate as score
     from facetry.training.recipe import load_recipe
@@ -132,8 +158,7 @@ def _report_of_run(run: Any) -> Path:
     scores = None
     if len(test):
         scores = score(run.model, test)
-        print(scores, file=sys.stderr)
-    return write_report(run.folder, scores, split="test")
+    return scores, write_report(run.folder, scores, split="test")
 
 
 def evaluate(
@@ -165,7 +190,7 @@ def evaluate(
     network = load(model)
     card = network.card
     assert card is not None
-    labelled = data or _training_data(model, card)
+    labelled = _divided_as_trained(model, data, target) or data or _training_data(model, card)
     place = choose_device(device)
     scores = score(network, labelled, split, target, batch_size, place, seed, fold=fold)
     if out is not None:
@@ -198,6 +223,22 @@ def _training_data(model: str, card: Any) -> Any:
     if not card.data.get("name"):
         raise Mistake(f"{model} does not say what it was trained on; name the data with --data")
     return dataset(card.data["name"], target=[t.name for t in card.targets])
+
+
+def _divided_as_trained(model: str, data: str | None, target: str | None) -> Any:
+    """Your own data, where it is what the model was trained on: divided as it was then, so that no crystal of
+    the training comes into the test. None for anything else."""
+    from facetry.data import is_named
+    from facetry.training.recipe import load_recipe
+    from facetry.training.run import load_data
+
+    recipe = _folder_of(model) / "recipe.toml"
+    if data is None or target is not None or is_named(data) or not recipe.is_file():
+        return None
+    known = load_recipe(recipe)
+    if is_named(known.data.name) or Path(data).resolve() != Path(known.data.name).resolve():
+        return None
+    return load_data(known.model_copy(update={"data": known.data.model_copy(update={"limit": None})}))
 
 
 def _folder_of(model: str) -> Path:

@@ -35,6 +35,7 @@ def items_of(crystals: Any) -> Iterator[Item]:
         raise TypeError(
             "expected a Crystal, pymatgen Structure, ASE Atoms, path, or an iterable of these, "
             f"got {type(crystals).__name__}"
+            + ("; take one of its parts, such as .test" if hasattr(crystals, "parts") else "")
         )
 
 

@@ -21,6 +21,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class TableWriteError(OSError):
     """The table could not be written further; the text says how many rows it holds."""
 
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
+
 
 def check_suffix(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Path:
     """The path, if it can be written: a known suffix in a folder that is there. Raises ValueError."""
@@ -31,6 +34,8 @@ def check_suffix(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFI
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give the name of a file in it")
     return path
 
 
@@ -119,7 +124,8 @@ class TableWriter:
 
     def _explain(self, path: Path, error: OSError) -> str:
         why = "no space left on the disk" if error.errno in _FULL else error.strerror or str(error)
-        return f"{path}: could not be written ({why}); the {self.rows} finished rows are kept"
+        kept = f"; the {self.rows} finished rows are kept" if self.rows else ""
+        return f"{path}: could not be written ({why}){kept}"
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Iterable[str], header: bool = False) -> str:

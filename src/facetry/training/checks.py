@@ -33,6 +33,20 @@ CHANGEABLE = ("accelerator", "devices", "nodes", "threads", "checkpoint_seconds"
 """Options that may differ when a run goes on."""
 
 
+def check_arguments(model: Any, data: Any) -> None:
+    """A model and a divided data set, not their names."""
+    if not isinstance(model, PropertyModel):
+        raise TrainingError(
+            f"train: expected a model such as facetry.models.IComFormer(), got {type(model).__name__}"
+            f"{f' {model!r}' if isinstance(model, str) else ''}"
+        )
+    if not hasattr(data, "parts"):
+        raise TrainingError(
+            "train: expected the parts train, val and test that facetry.dataset(NAME_OR_PATH) returns, got "
+            f"{type(data).__name__}{f' {data!r}' if isinstance(data, str) else ''}"
+        )
+
+
 def model_name(model: PropertyModel) -> str:
     for name, known in MODELS.items():
         if type(model) is known:

@@ -32,6 +32,7 @@ from facetry.models.base import PropertyModel
 from facetry.training import receipt
 from facetry.training.checkpoint import fill_weights, save_model
 from facetry.training.checks import (
+    check_arguments,
     check_outputs,
     check_same_model,
     describe_data,
@@ -103,6 +104,7 @@ def train(
     Raises RecipeError for wrong options, TrainingError for data or a model that do not fit, WriteError for a
     full disk; what was written before stays.
     """
+    check_arguments(model, data)
     folder = Path(resume if resume is not None else out) if (resume or out) is not None else None
     if resume is not None:
         if out is not None and Path(out) != folder:
@@ -154,7 +156,7 @@ def load_data(recipe: Recipe) -> Splits:
     from facetry.data import dataset
 
     data = recipe.data
-    own = {"tasks": data.tasks, "group": data.group, "fractions": data.fractions}
+    own = {"tasks": data.tasks, "classes": data.classes, "group": data.group, "fractions": data.fractions}
     own = {key: value for key, value in own.items() if value is not None}  # a named set takes none of them
     return dataset(data.name, data.target, limit=data.limit, seed=data.seed, fold=data.fold, **own)
 
@@ -217,9 +219,11 @@ class _Training:
         try:
             device = run_fitting(fitting)
         except KeyboardInterrupt:
-            if self.writes and wants_lines(self.verbose):
-                say(f"{self.folder}: stopped; go on with resume")
-            raise
+            if not self.writes:
+                raise
+            raise KeyboardInterrupt(
+                f"{self.folder}: stopped; go on with facetry.training.resume({str(self.folder)!r})"
+            ) from None
         if fitting.best is not None:
             fill_weights(self.model, fitting.best, Path("best weights"))
         self.model.to(device)
