@@ -58,6 +58,8 @@ def test_a_folder_with_a_csv(folder):
     assert "seed 0" in splits.notes[0]
     assert dataset(folder, "energy").train.target_info[0].name == "energy"
     assert dataset(str(folder)).hash == splits.hash
+    assert repr(splits.train) == "Dataset(8 crystals; targets: energy [eV/atom], stable)"
+    assert repr(splits.train.crystals) == "<CrystalTable of 8 crystals, 16 sites>"
     assert dataset(folder, seed=1).hash != splits.hash
 
 
@@ -106,10 +108,52 @@ def test_classes(folder):
     name = next(iter(row))
     assert row[name] == [int(name[1]) % 3, int(name[1]) % 2]
     with pytest.raises(
-        TableError, match=r'row 1 .*column phase: expected a number .*got .a.; 9 more.*"multiclass"'
+        TableError,
+        match=r"row 1 .*column phase: expected a number .*got .a.; 9 more.*data.tasks.phase=multiclass",
     ):
         own_splits(folder, "phase")
     assert own_splits(folder, "known", tasks={"known": "regression"}).target_info[0].task == "regression"
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes"),
+    [
+        ("yes no", ["no", "yes"]),
+        ("True False", ["False", "True"]),
+        ("YES no yes yes", ["no", "yes"]),
+        ("TRUE", ["FALSE", "TRUE"]),
+        ("1 0", ["0", "1"]),
+        ("1.0 0.0", ["0", "1"]),
+    ],
+)
+def test_truth_keeps_the_words_of_the_table(folder, cells, classes):
+    words = cells.split()
+    rows = [f"s{i}.vasp,{words[i % len(words)]}" for i in range(10)]
+    (target,) = dataset(rewrite(folder, "\n".join(["file,stable", *rows]))).target_info
+    assert (target.task, target.classes) == ("binary", classes)
+
+
+def test_names_and_order_of_classes(folder):
+    words = ["metal", "insulator"]
+    rows = [f"s{i}.vasp,{words[i % 2]}" for i in range(10)]
+    rewrite(folder, "\n".join(["file,kind", *rows]))
+
+    def labels(**how):
+        splits = dataset(folder, fractions=(1.0, 0.0, 0.0), **how)
+        return splits.target_info[0], splits.train.targets[:2, 0].tolist()
+
+    target, first = labels(tasks={"kind": "binary"})
+    assert (target.task, target.classes, first) == ("binary", ["insulator", "metal"], [1.0, 0.0])
+    target, first = labels(classes={"kind": ["metal", "half-metal", "insulator"]})
+    assert (target.task, len(target.classes), first) == ("multiclass", 3, [0.0, 2.0])
+    with pytest.raises(TableError, match=r"row 1 .*expected one of insulator, semi, got 'metal'; 4 more"):
+        labels(classes={"kind": ["insulator", "semi"]})
+    rewrite(folder, "\n".join(["file,kind", *(f"s{i}.vasp,{'abc'[: 1 + i % 3]}" for i in range(10))]))
+    with pytest.raises(TableError, match="expected two classes, got 3: a, ab, abc"):
+        labels(tasks={"kind": "binary"})
+    rewrite(folder, "\n".join(["file,kind", *(f"s{i}.vasp,one" for i in range(10))]))
+    with pytest.raises(TableError, match="every label is 'one'"):
+        labels(tasks={"kind": "multiclass"})
 
 
 def test_text_of_cif_in_a_table(tmp_path):

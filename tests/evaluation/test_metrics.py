@@ -115,6 +115,9 @@ def test_calibration_error_is_small_when_probabilities_are_honest():
 def test_one_class_only_and_labels_out_of_range():
     scores = classification_scores(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([1, 1]))
     assert np.isnan(scores["roc_auc"].value)
+    lines = {line.split()[0]: line.split()[1:] for line in str(scores).splitlines()[1:]}
+    assert lines["roc_auc"] == ["-"]
+    assert lines["accuracy"][0] == "0.5"
     with pytest.raises(ValueError, match="class 5"):
         classification_scores(np.array([[0.9, 0.1]]), np.array([5]))
 

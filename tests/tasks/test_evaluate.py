@@ -75,6 +75,34 @@ def test_classes(rng):
     assert scores.true_value(0) == "metal"
 
 
+def test_own_table_is_read_as_the_model_means_it(tmp_path, rng):
+    """A column of names, in an order of classes that is not that of the alphabet, one of them missing; and a
+    column of 0 and 1 that is a number."""
+    phase = Target(name="phase", task="multiclass", classes=["hcp", "bcc", "fcc"])
+    model = trained(phase, Target(name="share"))
+    crystals = table(rng, 12)
+    results = predict(model, crystals)
+    rows = ["file,phase,share"]
+    for number, crystal in enumerate(crystals):
+        crystal.write(tmp_path / f"{number}.vasp")
+        rows.append(f"{number}.vasp,{results[2 * number].value},{number % 2}")
+    assert {r.value for r in results[::2]} == {"fcc"}
+    (tmp_path / "targets.csv").write_text("\n".join(rows))
+    scores = evaluate(model, str(tmp_path), split="all", resamples=5)
+    assert scores["phase"]["accuracy"].value == 1
+    assert scores["phase"].classes == ("hcp", "bcc", "fcc")
+    assert scores["share"].task == "regression"
+    renamed = Dataset(
+        crystals,
+        np.full((12, 2), [[0.0, 1.0]]),
+        [Target(name="phase", task="multiclass", classes=["fcc", "hcp"]), Target(name="share")],
+    )
+    assert evaluate(model, renamed, resamples=5)["phase"]["accuracy"].value == 1
+    (tmp_path / "targets.csv").write_text("\n".join(rows).replace("fcc", "sc"))
+    with pytest.raises(ValueError, match="expected one of hcp, bcc, fcc, got 'sc'"):
+        evaluate(model, tmp_path, split="all")
+
+
 def test_crystals_without_a_value_are_counted(rng):
     crystals = table(rng)
     bad = int((crystals.atomic_numbers == 13).any())

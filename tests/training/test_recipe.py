@@ -94,11 +94,28 @@ def test_overrides() -> None:
         "model": {"k": 16},
     }
     assert tables == {"training": {"epochs": 2}}
+    deep = {"data": {"limit": {"train": 5, "val": 2}}}
+    inside = apply_overrides(deep, ["data.limit.train=9", "data.limit.val=none", "data.tasks.a=binary"])
+    assert inside == {"data": {"limit": {"train": 9}, "tasks": {"a": "binary"}}}
+    assert deep == {"data": {"limit": {"train": 5, "val": 2}}}
     for wrong in ("training.epochs", "epochs=3", "=3"):
         with pytest.raises(RecipeError, match="expected TABLE\\.KEY=VALUE"):
             apply_overrides({}, [wrong])
     with pytest.raises(RecipeError, match="unknown table"):
         apply_overrides({}, ["relaks.steps=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.channels=x", "model.channels: expected a whole number, got 'x'"),
+        ("model.channels=1.5", "model.channels: expected a whole number, got 1.5"),
+        ("model.construction=3", "model.construction: expected a word, got 3"),
+    ],
+)
+def test_kinds_of_model_options(override: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        load_recipe("demo", [override])
 
 
 def test_options_from_keywords() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "get",
     "import_set",
     "info",
+    "is_named",
     "list_sets",
     "resolve",
 ]
@@ -73,6 +75,11 @@ def _known(name: str) -> str | None:
         return text.lower().replace("-", "").replace("_", "")
 
     return {plain(known): file for known, file in SETS.items()}.get(plain(name))
+
+
+def is_named(name: str | PathLike[str]) -> bool:
+    """Whether `dataset` takes a name for a named set, and not for the path of your own files."""
+    return (isinstance(name, str) and _known(name) is not None) or not Path(name).expanduser().exists()
 
 
 def list_sets() -> list[str]:
@@ -128,14 +135,13 @@ def dataset(
     `name` is a named set, or the path of a folder with a CSV, of a .csv or of a .parquet. `target`: one or
     several column names; None is the default target of a named set, or every column of numbers of your own.
     `limit` keeps a random part, see `limit_splits`. `fold` chooses one fold of a set that is evaluated by
-    cross-validation. For your own files `fractions`, `group` and `tasks` may follow, see `tables.own_splits`.
+    cross-validation. For your own files `fractions`, `group`, `tasks` and `classes` may follow, see
+    `tables.own_splits`.
 
     Raises ValueError naming the nearest set for a name that is neither a set nor a path; DataNotFound with
     every place tried when the files of a set are missing; TableError for a mistake in a table.
     """
-    path = Path(name).expanduser()
-    known = isinstance(name, str) and _known(name) is not None
-    if known or not path.exists():
+    if is_named(name):
         if own:
             raise ValueError(f"{', '.join(own)}: only for your own files, {name} is a named set")
         from facetry.data.named import named_splits
@@ -146,7 +152,7 @@ def dataset(
             raise ValueError(f"{name}: your own files have no folds; leave fold out")
         from facetry.data.tables import own_splits
 
-        splits = own_splits(path, target, seed, **own)
+        splits = own_splits(Path(name), target, seed, **own)
     splits = limit_splits(splits, limit, seed)
     origin = {"name": str(name), "target": target, "limit": limit, "seed": seed, "fold": fold, **own}
     folds = [replace(f, origin=origin | {"fold": i}) for i, f in enumerate(splits.folds)]

@@ -16,6 +16,7 @@ import logging
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,9 @@ __all__ = ["SkippedRow", "own_splits"]
 log = logging.getLogger("facetry.data")
 
 MISSING = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
-TRUTH = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0}
+TRUTH = {"true": 1.0, "yes": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "no": 0.0, "0": 0.0, "0.0": 0.0}
+OPPOSITE = {"true": "false", "yes": "no", "1": "0", "1.0": "0.0"}
+OPPOSITE |= {no: yes for yes, no in OPPOSITE.items()}
 PARTS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 SOURCES = ("file", "cif")
 SHOWN = 5  # bad rows that an error message lists
@@ -80,18 +83,21 @@ def own_splits(
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     group: str | None = None,
     tasks: Mapping[str, str] | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
 ) -> Splits:
     """Crystals and targets of a folder with a CSV, a .csv or a .parquet, divided into train, val and test.
 
     `target` None takes every column of numbers (or true/false) but that of `group`. Cells of 0 and 1 only,
     true/false or yes/no make a binary target; `tasks` says otherwise, for example {"phase": "multiclass"} for
-    a column of names. The division is that of a `split` column, or drawn by seed with `fractions`, keeping
+    a column of names, or "binary" for one of two names. Classes are called as in the table and sorted by name
+    (no before yes, false before true); `classes`, such as {"phase": ["hcp", "fcc"]}, fixes names and order.
+    The division is that of a `split` column, or drawn by seed with `fractions`, keeping
     together what `group` says: "formula", or a column. Rows without a label go to `.unlabelled`.
 
     Raises TableError naming file, row, column and value.
     """
     table = _read_table(_table_path(Path(path).expanduser()))
-    names, info, targets = _targets(table, target, dict(tasks or {}), group)
+    names, info, targets = _targets(table, target, dict(tasks or {}), dict(classes or {}), group)
     crystals, rows, skipped = _crystals(table)
     if not len(crystals):
         listed = "; ".join(f"{s.source}: {s.reason}" for s in skipped[:SHOWN])
@@ -274,7 +280,11 @@ def _files(table: _Table) -> list[Path]:
 
 
 def _targets(
-    table: _Table, target: str | Sequence[str] | None, tasks: dict[str, str], group: str | None
+    table: _Table,
+    target: str | Sequence[str] | None,
+    tasks: dict[str, str],
+    classes: dict[str, Sequence[str]],
+    group: str | None,
 ) -> tuple[list[str], list[Target], Float[np.ndarray, "rows targets"]]:
     from facetry.card import Target
 
@@ -285,14 +295,18 @@ def _targets(
         match = re.fullmatch(r"(.+?)\s*\[(.*)\]", header)
         names[match[1] if match else header] = (header, match[2].strip() if match else "")
     wanted = [target] if isinstance(target, str) else target
-    unknown = [n for n in [*(wanted or []), *tasks] if n not in names]
+    unknown = [n for n in [*(wanted or []), *tasks, *classes] if n not in names]
     if unknown:
         raise TableError(
             f"{table.path}: no column {unknown[0]!r}; targets there: {', '.join(names) or 'none'}"
         )
     if wanted is None:
         free = {n: header for n, (header, _) in names.items() if group not in (n, header)}
-        wanted = [n for n, header in free.items() if n in tasks or _has_numbers(table.columns[header])]
+        wanted = [
+            n
+            for n, header in free.items()
+            if n in tasks or n in classes or _has_numbers(table.columns[header])
+        ]
     if not wanted:
         raise TableError(
             f"{table.path}: no column of numbers to learn; columns: {', '.join(table.columns)}"
@@ -301,49 +315,86 @@ def _targets(
     info, columns = [], []
     for name in wanted:
         header, unit = names[name]
-        task, classes, values = _column(table, header, tasks.get(name))
-        info.append(Target(name=name, unit=unit, task=task, classes=classes))
+        task, words, values = _column(table, name, header, tasks.get(name), classes.get(name))
+        info.append(Target(name=name, unit=unit, task=task, classes=words))
         columns.append(values)
     return list(wanted), info, np.stack(columns, axis=1)
 
 
-def _column(table: _Table, header: str, task: str | None) -> tuple[str, list[str] | None, np.ndarray]:
+def _column(
+    table: _Table, name: str, header: str, task: str | None, classes: Sequence[str] | None
+) -> tuple[str, list[str] | None, np.ndarray]:
+    """What a column is, the names of its classes, and its values; NaN where a label is missing."""
     cells = table.columns[header]
     present = [c for c in cells if c.lower() not in MISSING]
     if task not in (None, "regression", "binary", "multiclass"):
         raise TableError(f"{table.path}: {header}: expected regression, binary or multiclass, got {task!r}")
-    if task == "multiclass":
-        classes = sorted(set(present))
-        place = {c: float(i) for i, c in enumerate(classes)}
-        return task, classes, np.array([place.get(c, math.nan) for c in cells])
+    truth = bool(present) and all(c.lower() in TRUTH for c in present)
     if task is None:
-        task = "binary" if present and all(c.lower() in TRUTH for c in present) else "regression"
-    values = np.full(len(cells), math.nan)
-    wrong = []
-    for row, cell in enumerate(cells):
-        if cell.lower() in MISSING:
-            continue
-        value = TRUTH.get(cell.lower(), math.nan) if task == "binary" else _number(cell)
-        if not math.isfinite(value):
-            wrong.append(row)
-        values[row] = value
-    if wrong:
-        expected = (
-            "true, false, yes, no, 0 or 1"
-            if task == "binary"
-            else "a number (or nothing, where it is not known)"
+        task = ("binary" if len(classes) == 2 else "multiclass") if classes else None
+    if task is None:
+        task = "binary" if truth else "regression"
+    if task == "regression":
+        return task, None, _numbers(table, name, header)
+    if task == "binary" and truth and (not classes or all(c.lower() in TRUTH for c in classes)):
+        values = [TRUTH.get(c.lower(), math.nan) for c in cells]
+        return task, list(classes or _truth_words(present)), np.array(values)
+    found = sorted(set(present))
+    if task == "binary" and not classes and len(found) > 2:
+        raise TableError(
+            f"{table.path}: {header}: expected two classes, got {len(found)}: {', '.join(found[:SHOWN])}"
+            f'{" ..." if len(found) > SHOWN else ""}; make it "multiclass"'
         )
-        more = f"; {len(wrong) - 1} more rows like this" if len(wrong) > 1 else ""
+    if not classes and len(found) < 2:
+        raise TableError(
+            f"{table.path}: {header}: expected classes to tell apart, every label is {found[0]!r}"
+            if found
+            else f"{table.path}: {header}: no row has a label"
+        )
+    place = {str(c): float(i) for i, c in enumerate(classes or found)}
+    foreign = [row for row, c in enumerate(cells) if c.lower() not in MISSING and c not in place]
+    if foreign:
+        raise TableError(
+            f"{table.place(foreign[0])}, column {header}: expected one of {', '.join(place)}, "
+            f"got {cells[foreign[0]]!r}{_more(foreign)}"
+        )
+    return task, list(place), np.array([place.get(c, math.nan) for c in cells])
+
+
+def _numbers(table: _Table, name: str, header: str) -> Float[np.ndarray, " rows"]:
+    """A column of numbers; anything else in it is an error that names the first row."""
+    cells = table.columns[header]
+    values = np.array([math.nan if c.lower() in MISSING else _number(c) for c in cells], dtype=np.float64)
+    there = np.array([c.lower() not in MISSING for c in cells])
+    wrong = np.nonzero(there & ~np.isfinite(values))[0].tolist()
+    if wrong:
         hint = (
-            f'; for names of classes pass tasks={{"{header}": "multiclass"}}, in a recipe under data'
-            if not _has_numbers(cells)
-            else ""
+            ""
+            if _has_numbers(cells)
+            else f"; if it names classes, say so: --set data.tasks.{name}=multiclass in a shell, "
+            f'tasks={{"{name}": "multiclass"}} in Python'
         )
         raise TableError(
-            f"{table.place(wrong[0])}, column {header}: expected {expected}, got {cells[wrong[0]]!r}"
-            f"{more}{hint}"
+            f"{table.place(wrong[0])}, column {header}: expected a number (or nothing, where it is not "
+            f"known), got {cells[wrong[0]]!r}{_more(wrong)}{hint}"
         )
-    return task, None, values
+    return values
+
+
+def _more(rows: Sequence[int]) -> str:
+    return f"; {len(rows) - 1} more rows like this" if len(rows) > 1 else ""
+
+
+def _truth_words(present: Sequence[str]) -> list[str]:
+    """How the table calls no and yes: its commonest words; where it has one only, the opposite of that."""
+    words = ["", ""]
+    for word, _ in Counter(present).most_common():
+        words[int(TRUTH[word.lower()])] = words[int(TRUTH[word.lower()])] or word
+    known = words[0] or words[1]
+    opposite = OPPOSITE[known.lower()]
+    opposite = opposite.upper() if known.isupper() else opposite.title() if known.istitle() else opposite
+    words = [w or opposite for w in words]
+    return ["0", "1"] if set(words) <= {"0", "0.0", "1", "1.0"} else words
 
 
 def _number(cell: str) -> float:

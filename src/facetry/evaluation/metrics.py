@@ -28,6 +28,14 @@ class Estimate:
     lower: float
     upper: float
 
+    def text(self, unit: str = "") -> str:
+        """`0.031 eV  (95 %: 0.028 to 0.034)`; a dash for what is undefined, such as the precision of a class
+        that was never predicted."""
+        if not np.isfinite(self.value):
+            return "-"
+        interval = f"  (95 %: {self.lower:.5g} to {self.upper:.5g})" if np.isfinite(self.lower) else ""
+        return f"{self.value:.5g}{unit}{interval}"
+
 
 @dataclass(frozen=True)
 class TargetScores:
@@ -48,8 +56,7 @@ class TargetScores:
         width = max((len(name) for name in self.metrics), default=0)
         for name, estimate in self.metrics.items():
             unit = f" {self.unit}" if self.unit and name in ("mae", "rmse") else ""
-            interval = f"(95 %: {estimate.lower:.5g} to {estimate.upper:.5g})"
-            lines.append(f"  {name:{width}s}  {estimate.value:.5g}{unit}  {interval}")
+            lines.append(f"  {name:{width}s}  {estimate.text(unit)}")
         return "\n".join(lines)
 
 

@@ -55,7 +55,7 @@ def evaluate(
         raise ValueError("evaluate needs a trained model, this one has no targets; train it first")
     targets = network.card.targets
     columns = _columns(targets, target)
-    labelled = labelled_part(data, split, columns, fold)
+    labelled = labelled_part(data, split, columns, fold, dict(zip(columns, targets, strict=True)))
     truth = _labels(targets, columns, labelled)
 
     translate = Translator(network)
@@ -74,15 +74,23 @@ def evaluate(
 
 
 def labelled_part(
-    data: Dataset | Splits | str | PathLike[str], split: str, columns: list[str], fold: int | None
+    data: Dataset | Splits | str | PathLike[str],
+    split: str,
+    columns: list[str],
+    fold: int | None,
+    meaning: dict[str, Target],
 ) -> Dataset:
-    """The crystals of `data` to evaluate on."""
+    """The crystals of `data` to evaluate on; columns of your own table are read as the targets they mean."""
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     if isinstance(data, str | PathLike):
-        from facetry.data import dataset
+        from facetry.data import dataset, is_named
 
-        data = dataset(data if isinstance(data, str) else Path(data), target=columns, fold=fold)
+        own = {}
+        if not is_named(data):
+            own["tasks"] = {column: target.task for column, target in meaning.items()}
+            own["classes"] = {column: target.classes for column, target in meaning.items() if target.classes}
+        data = dataset(data if isinstance(data, str) else Path(data), target=columns, fold=fold, **own)
     if hasattr(data, "targets"):
         return data  # type: ignore[return-value]
     if data.folds:
@@ -122,7 +130,20 @@ def _labels(
             raise ValueError(f"{column}: the model was trained for {target.task}, the labels are {info.task}")
         if info.unit and target.unit and info.unit != target.unit:
             raise ValueError(f"{column}: the model predicts {target.unit}, the labels are in {info.unit}")
-        if info.classes and target.classes and info.classes != target.classes:
-            raise ValueError(f"{column}: the model knows the classes {target.classes}, not {info.classes}")
-        truth[:, i] = data.targets[:, known[column]]
+        truth[:, i] = _as_the_model_counts(column, data.targets[:, known[column]], info, target)
     return truth
+
+
+def _as_the_model_counts(
+    column: str, labels: Float[np.ndarray, " crystals"], info: Target, target: Target
+) -> Float[np.ndarray, " crystals"]:
+    """Class numbers of the data as those of the model, which may know the classes in another order."""
+    if not (info.classes and target.classes) or info.classes == target.classes:
+        return labels
+    if foreign := [c for c in info.classes if c not in target.classes]:
+        raise ValueError(
+            f"{column}: the model knows the classes {', '.join(target.classes)}, not {', '.join(foreign)}"
+        )
+    number = np.array([target.classes.index(c) for c in info.classes], dtype=np.float64)
+    missing = np.isnan(labels)
+    return np.where(missing, np.nan, number[np.where(missing, 0, labels).astype(np.int64)])

@@ -47,6 +47,9 @@ class DataOptions(BaseModel):
     tasks: dict[str, Literal["regression", "binary", "multiclass"]] | None = Field(
         default=None, description="own data: what a column is, where its cells do not say it"
     )
+    classes: dict[str, list[str]] | None = Field(
+        default=None, description="own data: names of the classes of a column, in order"
+    )
     group: str | None = Field(default=None, description="own data: 'formula' or a column, kept together")
     fractions: tuple[float, float, float] | None = Field(
         default=None, description="own data: shares of train, val and test"
@@ -163,6 +166,17 @@ def check_model_options(model: Mapping[str, Any]) -> None:
             raise RecipeError("model.outputs follows from data.target; leave it out")
         if key != "name" and key not in known:
             raise RecipeError(f"unknown key 'model.{key}'; {nearest(key, ['name', *known])}")
+        if key != "name":
+            _check_kind(f"model.{key}", model[key], arguments[key].default)
+
+
+def _check_kind(key: str, value: Any, default: Any) -> None:
+    """A model option is of the kind of its default; numbers without a fraction serve as such with one."""
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+    kind = type(default)
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if kind in kinds and not fits:
+        raise RecipeError(f"{key}: expected {kinds[kind]}, got {value!r}")
 
 
 def make_options(options: Mapping[str, Any]) -> TrainingOptions:
@@ -195,7 +209,10 @@ def make_recipe(tables: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 
 def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`training.epochs=3`, `data.target="heat_all"`: values are TOML; a bare word counts as a string."""
+    """`training.epochs=3`, `data.target="heat_all"`: values are TOML; a bare word counts as a string.
+
+    A key may lead into a table: `data.limit.train=100`, `data.tasks.phase=multiclass`.
+    """
     result = {name: dict(table) if isinstance(table, dict) else table for name, table in tables.items()}
     for override in overrides:
         path, sign, text = override.partition("=")
@@ -207,16 +224,22 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict
                 f"--set {override!r}: unknown table {table!r}; {nearest(table, Recipe.model_fields)}"
             )
         result.setdefault(table, {})
+        inside = result[table]
+        *outer, key = key.split(".")
+        for name in outer:  # data.limit.train=100: a key within a value that is a table
+            value = inside.get(name)
+            inside[name] = dict(value) if isinstance(value, dict) else {}
+            inside = inside[name]
         if text.strip() == "none":
-            result[table].pop(key, None)
+            inside.pop(key, None)
             continue
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text.strip()
         if table == "training" and key in ("epochs", "steps"):  # one replaces the other
-            result[table].pop("steps" if key == "epochs" else "epochs", None)
-        result[table][key] = value
+            inside.pop("steps" if key == "epochs" else "epochs", None)
+        inside[key] = value
     return result
 
 
