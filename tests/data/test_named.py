@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from facetry.data import SETS, CrystalTable, dataset, get, info, list_sets
+from facetry.data import SETS, CrystalTable, Splits, dataset, get, info, list_sets
 from facetry.data.division import group_split
 from facetry.data.manifest import TargetInfo
 from facetry.data.named import target_column
@@ -121,6 +121,20 @@ def test_sizes(name, counts, real):
     assert splits.official == (name not in ("mpts52", "curated_cofs"))
     assert splits.complete == (name not in ("mp20", "mpts52", "carbon24"))
     assert bool(splits.notes) == (not splits.complete or not splits.official or name == "mlearn_ff")
+
+
+def test_what_is_missing_is_said_where_it_is_used(real, caplog, monkeypatch):
+    tables_of("mp20", real)
+    monkeypatch.setattr(sys.modules[Splits.__module__], "_WARNED", set())
+    splits = dataset("mp20", limit={"val": 10})
+    assert len(splits.val) == 10
+    assert len(splits.test) == 9046
+    assert splits.missing in splits.notes
+    assert repr(splits)
+    assert not caplog.messages
+    assert len(splits.train) == len(splits.train) == 1000
+    assert [m.partition(":")[0] for m in caplog.messages] == ["mp20 is incomplete"]
+    assert not dataset("perov5").missing
 
 
 def test_perov5_values(real):

@@ -61,6 +61,9 @@ class CrystalTable(Sequence[Crystal]):
     names: np.ndarray
     occupancies: dict[int, tuple[dict[int, float], ...]] | None = None
 
+    def __repr__(self) -> str:
+        return f"<CrystalTable of {len(self)} crystals, {len(self.atomic_numbers)} sites>"
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

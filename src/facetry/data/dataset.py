@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from facetry.card import Target
 
 __all__ = ["Dataset", "Extra", "Limit", "Splits", "limit_splits"]
+
+log = logging.getLogger("facetry.data")
+
+_WARNED: set[str] = set()
 
 Limit = int | Mapping[str, int] | None
 
@@ -58,6 +63,9 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.crystals)
+
+    def __repr__(self) -> str:
+        return f"Dataset({len(self)} crystals; targets: {_named(self.target_info)})"
 
     def __iter__(self) -> Iterator[tuple[Any, np.ndarray]]:
         for row in range(len(self)):
@@ -119,9 +127,9 @@ class Splits:
     cross-validation (then take `folds[i]`, or pass `fold=i` to `dataset`).
 
     `official`: the division is the published one. `complete`: nothing of the set is missing. `notes` say in
-    words what a reader of the numbers must know. `unlabelled` holds rows without any target, `skipped` the
-    inputs that gave no crystal, with the reason. `origin` are the arguments of `facetry.dataset` that load it
-    again.
+    words what a reader of the numbers must know; what a named set lacks is also logged as a warning, once,
+    when a part is used that it concerns. `unlabelled` holds rows without any target, `skipped` the inputs
+    that gave no crystal, with the reason. `origin` are the arguments of `facetry.dataset` that load it again.
     """
 
     name: str
@@ -141,7 +149,17 @@ class Splits:
                 f"{self.name} is divided into {len(self.folds)} folds, it has no {name}: pass fold=0 to "
                 f"fold={len(self.folds) - 1}, or use .folds[i].{name}"
             )
+        manifest, missing = self.manifest, self.missing
+        if missing and manifest.name not in _WARNED and name in manifest.incomplete_parts:
+            _WARNED.add(manifest.name)
+            log.warning("%s is incomplete: %s", manifest.name, missing)
         return self.parts[name]
+
+    @property
+    def missing(self) -> str:
+        """What the named set lacks on this machine; empty where it is whole, and for your own files."""
+        lacks = self.manifest.incomplete if self.manifest is not None else ""
+        return lacks if lacks in self.notes else ""
 
     @property
     def train(self) -> Dataset:
@@ -158,7 +176,7 @@ class Splits:
     @property
     def target_info(self) -> list[Target]:
         """What the columns of the targets are."""
-        return (self.folds[0] if self.folds else self).train.target_info
+        return (self.folds[0] if self.folds else self).parts["train"].target_info
 
     @cached_property
     def hash(self) -> str:
@@ -181,8 +199,11 @@ class Splits:
             if self.folds
             else ", ".join(f"{k} {v}" for k, v in self.counts.items())
         )
-        targets = ", ".join(f"{t.name} [{t.unit}]" if t.unit else t.name for t in self.target_info)
-        return f"Splits({self.name}: {inside}; targets: {targets or 'none'}; {self.hash[:12]})"
+        return f"Splits({self.name}: {inside}; targets: {_named(self.target_info)}; {self.hash[:12]})"
+
+
+def _named(targets: Sequence[Target]) -> str:
+    return ", ".join(f"{t.name} [{t.unit}]" if t.unit else t.name for t in targets) or "none"
 
 
 def limit_splits(splits: Splits, limit: Limit, seed: int) -> Splits:

@@ -120,6 +120,7 @@ class Manifest(_Table):
     citations: list[str]
     complete: bool = True
     incomplete: str = ""
+    incomplete_parts: list[Literal["train", "val", "test"]] = ["train", "val", "test"]
     generated: bool = False
     default_target: str = ""
     files: dict[str, File] = {}

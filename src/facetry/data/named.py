@@ -55,24 +55,18 @@ def named_splits(manifest: Manifest, target: str | Sequence[str] | None, fold: i
 
 
 def _finish(manifest: Manifest, splits: Splits) -> Splits:
-    """Add what the manifest knows; say aloud what is missing."""
+    """Add what the manifest knows; `Splits` says aloud what is missing where it is used."""
     by_files = manifest.split.kind == "files"  # there imported files can have made it complete
     complete = splits.complete and (manifest.complete or by_files)
     official = splits.official if by_files else manifest.split.official
     notes = splits.notes
     if not complete:
         notes = (*notes, manifest.incomplete)
-        if manifest.name not in _WARNED:
-            log.warning("%s is incomplete: %s", manifest.name, manifest.incomplete)
-        _WARNED.add(manifest.name)
     if not manifest.split.official:
         notes = (*notes, f"the split is ours, not a published one ({manifest.split.description})")
     known = {"manifest": manifest, "official": official, "complete": complete}
     folds = [replace(f, notes=(*f.notes, *notes), **known) for f in splits.folds]
     return replace(splits, folds=folds, notes=notes, **known)
-
-
-_WARNED: set[str] = set()
 
 
 def _target_names(manifest: Manifest, target: str | Sequence[str] | None) -> list[str]:
