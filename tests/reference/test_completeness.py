@@ -217,6 +217,16 @@ def test_two_far_slabs_raise_k():
     assert completeness_error(crystal, batch).rms <= 1e-12
 
 
+def test_the_graph_may_be_built_on_the_way():
+    """The cell as given: nothing is merged, though this one holds four primitive cells."""
+    cube = Crystal(3.6 * np.eye(3), [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]], [29] * 4)
+    batch = LatticeKNearest(k=25, primitive=False)([cube])
+    assert completeness_error(cube, k=25) == completeness_error(cube, batch)
+    for arguments in ({}, {"batch": batch, "k": 25}):
+        with pytest.raises(ValueError, match=r"give the batch .* or k"):
+            completeness_error(cube, **arguments)
+
+
 def test_wrong_crystal_is_refused():
     cu, si = high_symmetry()[1], high_symmetry()[3]
     with pytest.raises(ValueError, match="diamond Si: 2 atoms, but the graph was built from 1"):

@@ -34,6 +34,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 
 from facetry.crystal import Crystal
 from facetry.graph.batch import Batch
+from facetry.graph.builders import LatticeKNearest
 from facetry.graph.neighbors import GraphError
 
 __all__ = [
@@ -238,22 +239,30 @@ def _sum_along_tree(
 
 def completeness_error(
     crystal: Crystal,
-    batch: Batch,
+    batch: Batch | None = None,
     index: int = 0,
     dtype: type[np.floating] = np.float64,
     equivariant: bool = False,
+    *,
+    k: int | None = None,
 ) -> Displacement:
-    """How far the crystal rebuilt from graph `index` of a batch is from `crystal`, from which it was built.
+    """How far the crystal rebuilt from a graph alone is from `crystal`, from which the graph was built.
 
-    The graph is rounded to `dtype` first, as a model of that precision reads it. The atoms correspond by
-    their order (through `batch.atom_map` where the builder has merged atoms into a primitive cell). The
-    rebuilt frame is turned onto the true one by a proper rotation, never a reflection, so that a crystal of
-    the wrong handedness is far off; differences are reduced by the lattice of e1, e2, e3, the mean offset is
-    removed, and rotation and offset are refined once on frame and atoms together (Kabsch 1976).
+    The graph is number `index` of a batch, or, with `k` in place of a batch, that of the k nearest neighbours
+    of all atoms of the cell as it is given, not of its primitive cell. It is rounded to `dtype` first, as a
+    model of that precision reads it. The atoms correspond by their order (through `batch.atom_map` where the
+    builder has merged atoms into a primitive cell). The rebuilt frame is turned onto the true one by a proper
+    rotation, never a reflection, so that a crystal of the wrong handedness is far off; differences are
+    reduced by the lattice of e1, e2, e3, the mean offset is removed, and rotation and offset are refined once
+    on frame and atoms together (Kabsch 1976).
 
     Raises GraphError where the graph is not strongly connected, ValueError where the crystal has another
-    number of atoms than the graph was built from.
+    number of atoms than the graph was built from, or where neither batch nor k is given, or both.
     """
+    if (batch is None) == (k is None):
+        raise ValueError("completeness_error: give the batch that holds the graph, or k to build it with")
+    if batch is None:
+        batch, index = LatticeKNearest(k=k, primitive=False)([crystal]), 0
     one = batch if len(batch) == 1 and index == 0 else batch.select([index])
     exact = equivariant_graph(one)
     frame = exact.frame
