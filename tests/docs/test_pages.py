@@ -130,3 +130,9 @@ def test_generated_tables_are_up_to_date() -> None:
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert not generate.stale(), "run `python docs/generate.py`"
+
+
+def test_tables_of_the_readme_are_those_of_the_receipts() -> None:
+    tables = pytest.importorskip("benchmarks.tables", reason="needs the folder benchmarks/ of a clone")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.filled(text) == text, "run `python -m benchmarks.tables`"
