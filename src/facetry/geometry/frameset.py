@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from facetry.geometry.ragged import group_index, offsets, ranges
+
 
 @dataclass(frozen=True)
 class FrameSet:
@@ -26,37 +28,19 @@ class FrameSet:
         """Rows e1, e2, e3 in Å, differentiable in the lattice the integers refer to."""
         return self.integer.to(lattice.dtype) @ lattice[self.crystal]
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FrameSet:
-        """Copy on another device; ``dtype`` is that of the weights."""
-        return FrameSet(
-            self.crystal.to(device),
-            self.integer.to(device),
-            self.weight.to(device=device, dtype=dtype),
-            self.num_frames.to(device),
-        )
-
     def select(self, crystals: Int[Tensor, " selected"]) -> FrameSet:
         """Frames of some crystals, renumbered in the order given; a crystal may be asked for twice."""
         counts = self.num_frames[crystals]
-        rows = ranges((self.num_frames.cumsum(0) - self.num_frames)[crystals], counts)
-        index = torch.arange(len(crystals), device=crystals.device).repeat_interleave(counts)
-        return FrameSet(index, self.integer[rows], self.weight[rows], counts)
+        rows = ranges(offsets(self.num_frames)[:-1][crystals], counts)
+        return FrameSet(group_index(counts), self.integer[rows], self.weight[rows], counts)
 
     @staticmethod
     def concatenate(parts: list[FrameSet]) -> FrameSet:
         """One set of the crystals of all ``parts``, in order."""
-        sizes = torch.tensor([0] + [len(part.num_frames) for part in parts[:-1]]).cumsum(0).tolist()
+        num_frames = torch.cat([part.num_frames for part in parts])
         return FrameSet(
-            torch.cat([part.crystal + shift for part, shift in zip(parts, sizes, strict=True)]),
+            group_index(num_frames),
             torch.cat([part.integer for part in parts]),
             torch.cat([part.weight for part in parts]),
-            torch.cat([part.num_frames for part in parts]),
+            num_frames,
         )
-
-
-def ranges(start: Int[Tensor, " segments"], length: Int[Tensor, " segments"]) -> Int[Tensor, " total"]:
-    """``start[0], start[0] + 1, ...`` for ``length[0]`` entries, then the same for every other segment."""
-    end = length.cumsum(0)
-    total = int(end[-1]) if len(end) else 0
-    shift = (start - end + length).repeat_interleave(length, output_size=total)
-    return torch.arange(total, device=start.device) + shift

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from facetry.geometry.frameset import ranges
 from facetry.geometry.lattice import determinant, inverse, reciprocal
+from facetry.geometry.ragged import ranges
 from facetry.geometry.reduction import minkowski_reduce, working_copy
 
 _PROBE_ATOMS = 8  # a candidate of a large crystal is tried on so many atoms before on all
@@ -372,7 +372,9 @@ def _divide(cells: _Cells, found: _Translations) -> tuple[_Cells, Tensor, Tensor
     chosen = ((size > 1) & (spoilt == 0)).nonzero().squeeze(1)
 
     divide = inverse(_finer_basis(found, crystals, cells.lattice.dtype))
-    divide = torch.where((size > 1)[:, None, None], divide, torch.eye(3).to(divide)).round()
+    divide = torch.where(
+        (size > 1)[:, None, None], divide, torch.eye(3, dtype=divide.dtype, device=divide.device)
+    ).round()
     frac = _average(cells.frac, copy_of, divide[owner])
     atoms = ranges(first[chosen], cells.num_atoms[chosen])
     stay = atoms[kept[atoms]]

@@ -29,7 +29,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from facetry.geometry.frameset import FrameSet, ranges
+from facetry.geometry.frameset import FrameSet
+from facetry.geometry.ragged import ranges
 from facetry.geometry.reduction import working_copy
 
 # Weights of the cosines and species: irrational, so that no symmetric arrangement adds up by chance.

@@ -20,25 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from facetry.crystal import Crystal
-from facetry.geometry.frames import FrameSet
-
-
-def offsets(counts: Int[Tensor, " groups"]) -> Int[Tensor, " groups_plus_one"]:
-    """Where each group starts in a flat array, and the total at the end."""
-    return torch.nn.functional.pad(torch.cumsum(counts.long(), 0), (1, 0))
-
-
-def group_index(counts: Int[Tensor, " groups"]) -> Int[Tensor, " items"]:
-    """For every item of a flat array the group that it belongs to."""
-    return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts.long())
-
-
-def ranges(starts: Int[Tensor, " groups"], counts: Int[Tensor, " groups"]) -> Int[Tensor, " items"]:
-    """start, start + 1, ..., start + count - 1 of every group, one after the other."""
-    counts = counts.long()
-    first = torch.cumsum(counts, 0) - counts
-    shift = torch.repeat_interleave(starts.long() - first, counts)
-    return torch.arange(len(shift), device=shift.device) + shift
+from facetry.geometry.frameset import FrameSet
+from facetry.geometry.ragged import group_index, offsets, ranges
 
 
 @dataclass(frozen=True)
@@ -110,7 +93,7 @@ class Batch:
         """Rows e1, e2, e3 of every lattice frame, in Å; differentiable in the lattice."""
         if self.frames is None:
             raise ValueError("this batch has no lattice frames; build it with model.graph(crystals)")
-        return self.frames.integer.to(self.lattice.dtype) @ self.lattice[self.frames.crystal]
+        return self.frames.vectors(self.lattice)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device. Apple's MPS has no float64: there the geometry is float32."""
@@ -149,62 +132,59 @@ class Batch:
 
     @staticmethod
     def collate(batches: Sequence[Batch]) -> Batch:
-        """Batches one after the other as one batch; all must carry the same kinds of data."""
+        """Batches one after the other as one batch. Raises ValueError where only some carry a graph, frames
+        or an atom map; edges without weights count one beside edges with."""
         if len(batches) == 1:
             return batches[0]
+        present = {f.name: sum(getattr(b, f.name) is not None for b in batches) for f in fields(Batch)}
+        mixed = [name for name, count in present.items() if 0 < count < len(batches)]
+        if mixed or not batches:
+            reason = f"{', '.join(mixed)} in only some of them" if batches else "none"
+            raise ValueError(f"expected batches that carry the same data, came {reason}; build all alike")
         atoms = [0, *np.cumsum([len(b.frac_coords) for b in batches]).tolist()]
-        crystals = [0, *np.cumsum([len(b) for b in batches]).tolist()]
 
-        def cat(name: str, parts: Sequence[object], shift: Sequence[int] | None = None) -> Tensor | None:
+        def cat(parts: Sequence[object], name: str) -> Tensor | None:
             values = [getattr(p, name) for p in parts]
-            if values[0] is None:
-                return None
-            if shift is not None:
-                values = [v + s for v, s in zip(values, shift, strict=False)]
-            return torch.cat(values)
+            return None if values[0] is None else torch.cat(values)
+
+        def shifted(parts: Sequence[object], name: str) -> Tensor:
+            return torch.cat([getattr(p, name).long() + s for p, s in zip(parts, atoms, strict=False)])
 
         graph = frames = None
-        if batches[0].graph is not None:
+        if present["graph"]:
             graphs = [b.require_graph() for b in batches]
             if any(g.weight is not None for g in graphs):
                 graphs = [
-                    g if g.weight is not None else replace(g, weight=torch.ones(len(g), dtype=torch.float64))
-                    for g in graphs
+                    replace(g, weight=b.lattice.new_ones(len(g))) if g.weight is None else g
+                    for b, g in zip(batches, graphs, strict=True)
                 ]
             graph = PeriodicGraph(
-                center=cat("center", graphs, atoms),
-                neighbor=cat("neighbor", graphs, atoms),
-                image=cat("image", graphs),
-                num_edges=cat("num_edges", graphs),
-                weight=cat("weight", graphs),
+                center=shifted(graphs, "center"),
+                neighbor=shifted(graphs, "neighbor"),
+                image=cat(graphs, "image"),
+                num_edges=cat(graphs, "num_edges"),
+                weight=cat(graphs, "weight"),
             )
-        if batches[0].frames is not None:
-            sets = [b.frames for b in batches]
-            frames = FrameSet(
-                crystal=cat("crystal", sets, crystals),
-                integer=cat("integer", sets),
-                weight=cat("weight", sets),
-                num_frames=cat("num_frames", sets),
-            )
+        if present["frames"]:
+            frames = FrameSet.concatenate([b.frames for b in batches])
         return Batch(
-            lattice=cat("lattice", batches),
-            frac_coords=cat("frac_coords", batches),
-            atomic_numbers=cat("atomic_numbers", batches),
-            num_atoms=cat("num_atoms", batches),
+            lattice=cat(batches, "lattice"),
+            frac_coords=cat(batches, "frac_coords"),
+            atomic_numbers=cat(batches, "atomic_numbers"),
+            num_atoms=cat(batches, "num_atoms"),
             graph=graph,
             frames=frames,
-            atom_map=cat("atom_map", batches, atoms),
-            num_input_atoms=cat("num_input_atoms", batches),
+            atom_map=shifted(batches, "atom_map") if present["atom_map"] else None,
+            num_input_atoms=cat(batches, "num_input_atoms"),
         )
 
     def select(self, indices: Int[Tensor, " chosen"] | Sequence[int]) -> Batch:
         """The chosen crystals in the given order, as a batch of their own."""
         chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
-        atom_start, num_atoms = offsets(self.num_atoms)[:-1], self.num_atoms[chosen]
-        atoms = ranges(atom_start[chosen], num_atoms)
-        new_start = offsets(num_atoms)[:-1]
-        shift = new_start - atom_start[chosen]
-        graph = frames = atom_map = num_input_atoms = None
+        num_atoms, atom_start = self.num_atoms[chosen], offsets(self.num_atoms)[:-1][chosen]
+        atoms = ranges(atom_start, num_atoms)
+        shift = offsets(num_atoms)[:-1] - atom_start
+        graph = atom_map = num_input_atoms = None
         if self.graph is not None:
             num_edges = self.graph.num_edges[chosen]
             edges = ranges(offsets(self.graph.num_edges)[:-1][chosen], num_edges)
@@ -217,26 +197,18 @@ class Batch:
                 num_edges=num_edges,
                 weight=None if weight is None else weight[edges],
             )
-        if self.frames is not None:
-            num_frames = self.frames.num_frames[chosen]
-            rows = ranges(offsets(self.frames.num_frames)[:-1][chosen], num_frames)
-            frames = FrameSet(
-                crystal=group_index(num_frames),
-                integer=self.frames.integer[rows].long(),
-                weight=self.frames.weight[rows],
-                num_frames=num_frames,
-            )
         if self.atom_map is not None and self.num_input_atoms is not None:
             num_input_atoms = self.num_input_atoms[chosen]
             rows = ranges(offsets(self.num_input_atoms)[:-1][chosen], num_input_atoms)
             atom_map = self.atom_map[rows].long() + torch.repeat_interleave(shift, num_input_atoms)
+        frames = None if self.frames is None else self.frames.select(chosen)
         return Batch(
             self.lattice[chosen],
             self.frac_coords[atoms],
             self.atomic_numbers[atoms].long(),
             num_atoms,
             graph,
-            frames,
+            None if frames is None else replace(frames, integer=frames.integer.long()),
             atom_map,
             num_input_atoms,
         )

@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from facetry.crystal import Crystal
-from facetry.geometry.frames import FrameSet, continuous_frames, published_frame, tied_frames
+from facetry.geometry.frames import continuous_frames, published_frame, tied_frames
+from facetry.geometry.frameset import FrameSet
 from facetry.geometry.primitive import primitive_cell
+from facetry.geometry.ragged import group_index, offsets, ranges
 from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
 from facetry.graph import neighbors
-from facetry.graph.batch import Batch, PeriodicGraph, group_index, offsets, ranges
+from facetry.graph.batch import Batch, PeriodicGraph
 from facetry.graph.neighbors import SHELL_GAP, GraphError, Pairs, nearest_pairs, reduced
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ SAME_GRAPH = 1e-4  # Å, or a cosine: frames whose graphs differ by less, root m
 MOST_EDGES = 1 << 21  # classes times edges of one crystal: about ten seconds on two cores
 _CHUNK = 256  # crystals searched at once
 _LARGEST_K = 512
+_STEPS = 3
 
 
 class Builder:
@@ -216,8 +218,9 @@ def _either_end(pairs: Pairs, radius: Float[Tensor, " atoms"], gap: float) -> Te
 
 def _in_reduced_cell(frames: FrameSet, transform: Int[Tensor, "crystals 3 3"]) -> FrameSet:
     """Frame coefficients of the given cell in the reduced one (reduced lattice = transform @ lattice)."""
-    inverse = torch.linalg.inv(transform.double())[frames.crystal]
-    return replace(frames, integer=(frames.integer.double() @ inverse).round().long())
+    exact = frames.weight.dtype
+    inverse = torch.linalg.inv(transform.to(exact))[frames.crystal]
+    return replace(frames, integer=(frames.integer.to(exact) @ inverse).round().long())
 
 
 def _self_edges(
@@ -243,8 +246,18 @@ def disconnected(
 ) -> Int[Tensor, " crystals_apart"]:
     """The crystals whose graph falls into several parts (lattice translations count as connections)."""
     n = len(batch.frac_coords)
+    # nearly always a few steps from the first atom reach all; cheaper than a matrix
+    seen = torch.zeros(n, dtype=torch.bool, device=batch.device)
+    seen[offsets(batch.num_atoms)[:-1]] = True
+    for _ in range(_STEPS):
+        seen[neighbor[seen[center]]] = True
+        if bool(seen.all()):
+            return center[:0]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     i, j = center.cpu().numpy(), neighbor.cpu().numpy()
-    links = coo_array((torch.ones(len(i), dtype=torch.int8).numpy(), (i, j)), shape=(n, n))
+    links = coo_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(n, n))
     parts, label = connected_components(links, directed=False)
     if parts == len(batch):
         return torch.zeros(0, dtype=torch.int64, device=batch.device)

@@ -19,8 +19,9 @@ import vesin
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from facetry.geometry.ragged import group_index, offsets, ranges
 from facetry.geometry.reduction import minkowski_reduce
-from facetry.graph.batch import Batch, PeriodicGraph, group_index, offsets, ranges
+from facetry.graph.batch import Batch, PeriodicGraph
 
 SHELL_GAP = 1e-3  # Å; neighbours closer together than this belong to one coordination shell
 COINCIDE = 1e-3  # Å; two atoms nearer than this are one atom written twice
@@ -312,6 +313,7 @@ def in_given_cell(
     """Pairs that were found in the reduced cells (`reduced`) as a graph of the cells that were given."""
     center, neighbor = pairs.center[keep], pairs.neighbor[keep]
     image = pairs.image[keep] + wrap[center] - wrap[neighbor]
-    # integers below 2^53 are exact in float64, and batched integer products are slow
-    image = torch.einsum("ea,eab->eb", image.double(), transform.double()[batch.crystal_index[center]])
+    # integers below 2^53 are exact in float64 (2^24 in MPS's float32); batched integer products are slow
+    exact = batch.lattice.dtype
+    image = torch.einsum("ea,eab->eb", image.to(exact), transform.to(exact)[batch.crystal_index[center]])
     return PeriodicGraph(center, neighbor, image.round().long(), edge_counts(batch, center))
