@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from facetry.graph.batch import Batch, group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.graph.batch import Batch
 from facetry.graph.builders import LatticeKNearest
 from facetry.models.base import PropertyModel, Symmetry
 from facetry.nn.attention import EdgewiseTransformer, NodewiseTransformer
@@ -85,9 +86,7 @@ class _ComFormer(PropertyModel):
         """Functions of the pooled vector, averaged over frames."""
         parts = self._evaluate(batch)
         weights, crystals = [p.weight for p in parts], [p.crystal for p in parts]
-        return tuple(
-            _average([f(p.pooled) for p in parts], weights, crystals, len(batch)) for f in functions
-        )
+        return tuple(_average([f(p.pooled) for p in parts], weights, crystals, len(batch)) for f in functions)
 
     def embed_atoms(self, batch: Batch) -> Float[Tensor, "atoms channels"]:
         parts = self._evaluate(batch)
@@ -183,13 +182,13 @@ class IComFormer(_ComFormer):
         frames = batch.frames
         if frames is None or len(frames.crystal) == len(batch):
             return batch
-        draw = torch.rand(len(batch), generator=generator, dtype=torch.float64).to(batch.device)
-        first = offsets(frames.num_frames)
-        reached = torch.cumsum(frames.weight.double(), 0)
-        reached = torch.nn.functional.pad(reached, (1, 0))
+        # drawn on the CPU: the same frames on every device, and MPS has no float64
+        draw = torch.rand(len(batch), generator=generator, dtype=torch.float64)
+        first = offsets(frames.num_frames.cpu())
+        reached = torch.nn.functional.pad(torch.cumsum(frames.weight.cpu().double(), 0), (1, 0))
         total = reached[first[1:]] - reached[first[:-1]]
         chosen = torch.searchsorted(reached[1:], reached[first[:-1]] + draw * total, right=True)
-        chosen = torch.maximum(torch.minimum(chosen, first[1:] - 1), first[:-1])
+        chosen = torch.maximum(torch.minimum(chosen, first[1:] - 1), first[:-1]).to(batch.device)
         drawn = replace(
             frames,
             crystal=frames.crystal[chosen],

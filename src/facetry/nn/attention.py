@@ -76,7 +76,7 @@ class NodewiseTransformer(nn.Module):
         if row is not None:  # few distinct rows: project them all, then gather
             key_edges = linear(f, *key_parts[2:])
             value_edges = linear(f, *value_parts[2:])
-        total = torch.zeros_like(query)
+        total = query.new_zeros(query.shape, dtype=torch.promote_types(query.dtype, torch.float32))
         for part in _slices(self, len(center)):
             i, j = center[part], neighbor[part]
             if row is None:
@@ -91,7 +91,7 @@ class NodewiseTransformer(nn.Module):
             message = gate * self.value_message.out(silu(value))
             if weight is not None:
                 message = message * weight[part].to(message.dtype)[:, None]
-            total = total.index_add(0, i, message)
+            total = total.index_add(0, i, message.to(total.dtype))  # in bfloat16 a sum would stop growing
         return softplus(x + self.norm(self.concat(total)))
 
     def _project(

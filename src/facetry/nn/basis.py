@@ -14,18 +14,16 @@ class GaussianBasis(nn.Module):
     with Gaussians far wider than their spacing (comformer specification §2.4).
     """
 
-    centers: Tensor
-
     def __init__(self, low: float, high: float, size: int) -> None:
         super().__init__()
         if size < 2 or not high > low:
             raise ValueError(f"Gaussian basis: expected low < high and size >= 2, came {low}, {high}, {size}")
         self.gamma = (size - 1) / (high - low)
-        centers = torch.linspace(low, high, size, dtype=torch.float64)
-        self.register_buffer("centers", centers, persistent=False)
+        # no buffer: MPS could not hold it, and a model that was once float32 would keep rounded centres
+        self.centers = torch.linspace(low, high, size, dtype=torch.float64)
 
     def forward(self, x: Float[Tensor, " items"]) -> Float[Tensor, "items size"]:
-        difference = x[:, None] - self.centers.to(x.dtype)
+        difference = x[:, None] - self.centers.to(x.dtype).to(x.device)
         return torch.exp(-self.gamma * difference * difference)
 
 
@@ -38,6 +36,7 @@ class ScalarEmbedding(nn.Module):
         self.linear = nn.Linear(len(basis.centers), channels)
 
     def forward(self, x: Float[Tensor, " items"]) -> Float[Tensor, "items channels"]:
-        # the basis is taken at the precision of the geometry; γ (x - μ)² loses half its digits in float32
-        basis = self.basis(x.to(self.linear.weight.dtype))
-        return nn.functional.softplus(self.linear(basis))
+        # at the network's precision, but never less than float32: γ (x - μ)² has few digits left in bfloat16
+        weight = self.linear.weight.dtype
+        basis = self.basis(x.to(torch.promote_types(weight, torch.float32)))
+        return nn.functional.softplus(self.linear(basis.to(weight)))

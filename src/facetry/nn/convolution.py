@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from facetry.nn.segment import segment_mean
+from facetry.nn.segment import segment_mean, segment_sum
 
 VECTORS = 8  # channels of degree 1, and of degree 2
 
@@ -34,6 +34,22 @@ def spherical_harmonics(direction: Float[Tensor, "edges 3"]) -> Float[Tensor, "e
         ],
         1,
     )
+
+
+def commutator(
+    a: Float[Tensor, "atoms tensors 5"], b: Float[Tensor, "atoms tensors 5"]
+) -> Float[Tensor, "atoms tensors 3"]:
+    """AB - BA of two tensors of degree 2, in the basis of `spherical_harmonics`, as an axial vector."""
+
+    def matrix(t: Tensor) -> Tensor:
+        xz, xy, y2, yz, x2z2 = (t / 2).unbind(-1)
+        y2 = y2 / math.sqrt(3)
+        rows = [-y2 - x2z2, xy, xz, xy, 2 * y2, yz, xz, yz, x2z2 - y2]
+        return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+    product = matrix(a) @ matrix(b)
+    odd = product - product.transpose(-1, -2)  # (AB)ᵀ = BA for symmetric matrices
+    return torch.stack([odd[..., 2, 1], odd[..., 0, 2], odd[..., 1, 0]], -1)
 
 
 class EdgeWeights(nn.Module):
@@ -95,9 +111,11 @@ class EquivariantUpdate(nn.Module):
     averaged over the edges of i, scalars with the residual h_i. Second product: the neighbour's features
     with Y_l give n scalars, averaged. Then softplus(Linear(softplus(BN(o)))) + Linear(x).
 
-    `degree` 1 or 2 is the highest degree kept. `pseudoscalar` adds what the paper lacks: the cross products
-    of vectors (parity-even, degree 1) meet Y₁ of the edges in a parity-odd scalar, which alone can tell a
-    crystal from its mirror image; it enters after an odd nonlinearity.
+    `degree` 1 or 2 is the highest degree kept. `pseudoscalar` adds what the paper lacks: cross products of
+    vectors and commutators of tensors (parity-even, degree 1) meet Y₁ of the edges in a parity-odd scalar,
+    which alone can tell a crystal from its mirror image; it enters after an odd nonlinearity. The tensors are
+    needed where every atom lies on a two-fold axis, as in tellurium: all vectors of an atom are parallel there,
+    so with `degree=1` such a crystal looks like its mirror image.
     """
 
     def __init__(self, channels: int, scalars: int, degree: int = 2, pseudoscalar: bool = False) -> None:
@@ -115,6 +133,7 @@ class EquivariantUpdate(nn.Module):
         self.pseudoscalar = pseudoscalar
         if pseudoscalar:
             self.cross = nn.Linear(VECTORS, 2 * VECTORS, bias=False)
+            self.twist = nn.Linear(VECTORS, 2 * VECTORS, bias=False) if degree == 2 else None
             self.third = EdgeWeights(channels, [(VECTORS, VECTORS)])
             self.odd = nn.Linear(VECTORS, channels, bias=False)
 
@@ -146,6 +165,9 @@ class EquivariantUpdate(nn.Module):
         if self.pseudoscalar:
             a, b = self.cross(vectors.transpose(1, 2)).transpose(1, 2).chunk(2, dim=1)
             axial = torch.linalg.cross(a, b, dim=2)
+            if self.twist is not None:
+                a, b = self.twist(tensors.transpose(1, 2)).transpose(1, 2).chunk(2, dim=1)
+                axial = axial + commutator(a, b)
             dots = torch.einsum("eum,em->eu", axial.index_select(0, neighbor), y1) / math.sqrt(3)
             odd = _gather_contract(
                 self.third(f).index_select(0, row), dots, self.third.blocks()[0], by_center, mean
@@ -196,9 +218,8 @@ def _weighted_mean(
 ) -> Float[Tensor, "atoms channels"]:
     if weight is None:
         return segment_mean(rows, center, atoms)
-    total = torch.zeros(atoms, dtype=rows.dtype, device=rows.device).index_add(0, center, weight)
-    summed = torch.zeros((atoms, rows.shape[1]), dtype=rows.dtype, device=rows.device)
-    return summed.index_add(0, center, rows * weight[:, None]) / total.clamp(min=1e-12)[:, None]
+    total = segment_sum(weight, center, atoms).clamp(min=1e-12)
+    return segment_sum(rows * weight[:, None], center, atoms) / total[:, None]
 
 
 def _gather_contract(
@@ -209,10 +230,9 @@ def _gather_contract(
     weight: Float[Tensor, " edges"] | None,
 ) -> Float[Tensor, "atoms outputs"]:
     """Mean over an atom's edges of Σ_{c,u} hidden_c inputs_u blocks[c, u, :], summed over edges first."""
-    share = torch.ones(len(hidden), dtype=hidden.dtype, device=hidden.device) if weight is None else weight
+    share = hidden.new_ones(len(hidden)) if weight is None else weight
     atoms = groups.atoms
-    total = torch.zeros(atoms, dtype=hidden.dtype, device=hidden.device)
-    total = total.index_add(0, groups.atom, share.index_select(0, groups.order)).clamp(min=1e-12)
+    total = segment_sum(share.index_select(0, groups.order), groups.atom, atoms).clamp(min=1e-12)
     outer = torch.bmm(groups.pad(hidden).transpose(1, 2), groups.pad(inputs * share[:, None]))
     flat = blocks.reshape(-1, blocks.shape[2])
     return outer.reshape(atoms, -1) @ flat / total[:, None]

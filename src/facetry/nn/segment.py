@@ -10,15 +10,19 @@ from torch import Tensor
 def segment_sum(
     values: Float[Tensor, "items *channels"], index: Int[Tensor, " items"], size: int
 ) -> Float[Tensor, "segments *channels"]:
-    """Sum of the rows that share an index; fastest where `index` is sorted."""
-    out = values.new_zeros((size, *values.shape[1:]))
-    return out.index_add(0, index, values)
+    """Sum of the rows that share an index, in float32 at least: bfloat16 counts to 256 and no further.
+
+    Fastest where `index` is sorted.
+    """
+    exact = torch.promote_types(values.dtype, torch.float32)
+    out = values.new_zeros((size, *values.shape[1:]), dtype=exact)
+    return out.index_add(0, index, values.to(exact))
 
 
 def segment_mean(
     values: Float[Tensor, "items *channels"], index: Int[Tensor, " items"], size: int
 ) -> Float[Tensor, "segments *channels"]:
     """Mean of the rows that share an index; empty segments are zero."""
-    count = torch.bincount(index, minlength=size).clamp(min=1).to(values.dtype)
     total = segment_sum(values, index, size)
+    count = torch.bincount(index, minlength=size).clamp(min=1).to(total.dtype)
     return total / count.reshape(-1, *[1] * (values.dim() - 1))
