@@ -70,9 +70,7 @@ def filled(text: str) -> str:
 if __name__ == "__main__":
     before = README.read_text()
     after = filled(before)
-    if "--check" in sys.argv:
-        sys.exit(
-            "README.md: its tables differ from the receipts; run python -m benchmarks.tables"
-            * (before != after)
-        )
-    README.write_text(after)
+    if "--check" not in sys.argv:
+        README.write_text(after)
+    elif before != after:
+        sys.exit("README.md: its tables differ from the receipts; run python -m benchmarks.tables")
