@@ -5,6 +5,8 @@ The untrained network answers with a spread of about 1e-2 over crystals; the tol
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,47 @@ def model(request):
 
 def test_answers_differ_between_crystals(model):
     assert predict(model, RANDOM).std() > 1e-4
+
+
+# what an operation does to the i-th crystal, by the name that `Symmetry` has for it
+OPERATIONS = {
+    "rotation": lambda c, i: zoo.rotated(c, zoo.rotation(i)),
+    "translation": lambda c, i: zoo.shifted(c, i),
+    "permutation": lambda c, i: zoo.permuted(c, i),
+    "lattice_basis": lambda c, i: zoo.rebased(zoo.unwrapped(c, i), zoo.unimodular(17 * i)),
+    "supercell": lambda c, i: c.supercell(np.array([[1, 1, 0], [-1, 1, 0], [0, 0, 1]])),
+    "reflection": lambda c, i: zoo.rotated(c, -zoo.rotation(i)),
+}
+VARIANTS = [
+    *[
+        (name, {"construction": c})
+        for name in sorted(MODELS)
+        for c in ("canonical", "continuous", "published")
+    ],
+    ("icomformer", {"edge_layer": False}),
+    ("icomformer", {"edge_layer": False, "construction": "published"}),
+    ("icomformer", {"layers": 1}),
+    ("ecomformer", {"pseudoscalar": True}),
+    ("ecomformer", {"pseudoscalar": True, "degree": 1}),
+    ("ecomformer", {"degree": 0}),
+    ("ecomformer", {"degree": 1}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in sorted(MODELS)] + VARIANTS,
+    ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())) or "default",
+)
+def test_symmetry_is_what_is_declared(name, options):
+    """Every variant, on low and high symmetry: what is declared holds, what is not declared fails."""
+    model, crystals = make(name, **options), RANDOM + SYMMETRIC
+    measured = {
+        what: change(model, crystals, [operation(c, i) for i, c in enumerate(crystals)])
+        for what, operation in OPERATIONS.items()
+    }
+    declared = asdict(model.symmetry)
+    assert {what: value <= 1e-10 for what, value in measured.items()} == declared, measured
 
 
 @pytest.mark.parametrize("group", ["random", "symmetric"])
@@ -113,6 +156,15 @@ def test_mirror_image_of_a_chiral_crystal(model):
         assert max(difference) <= 1e-12
     else:
         assert min(difference) >= 1e-8
+
+
+def test_mirror_images_by_the_pseudoscalar_path():
+    """Also tellurium, where the vectors of an atom are parallel and only tensors see the screw."""
+    model = make("ecomformer", pseudoscalar=True)
+    chiral = [*RANDOM[2:], zoo.tellurium(+1), zoo.orthorhombic_motif()]
+    assert min(change(model, [c], [zoo.mirrored(c)]) for c in chiral if len(c) > 2) >= 1e-8
+    achiral = [zoo.zno(), zoo.nacl(), zoo.si(), zoo.zns_blende()]
+    assert change(model, achiral, [zoo.mirrored(c) for c in achiral]) <= 1e-10
 
 
 def test_batch_against_single(model):

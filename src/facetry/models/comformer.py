@@ -66,6 +66,15 @@ class _ComFormer(PropertyModel):
         self.layers = nn.ModuleList(NodewiseTransformer(channels) for _ in range(layers))
         self.head = Head(channels, outputs)
 
+    def _symmetry(self, reflection: bool) -> Symmetry:
+        """The published construction lets round-off decide ties: of lattice vectors, and of the k-th
+        neighbour, which a shift of the origin changes too."""
+        if self.graph.frames == "published":
+            return Symmetry(
+                rotation=False, translation=False, lattice_basis=False, supercell=False, reflection=False
+            )
+        return Symmetry(reflection=reflection)
+
     def lengths(self, d: Float[Tensor, " items"]) -> Float[Tensor, "items channels"]:
         """Embedded lengths in Å, of edges and of lattice vectors."""
         return self.length(-0.75 / d)
@@ -166,10 +175,8 @@ class IComFormer(_ComFormer):
 
     @property
     def symmetry(self) -> Symmetry:
-        sound = self.graph.frames != "published"
-        return Symmetry(
-            rotation=sound, lattice_basis=sound, supercell=sound, reflection=self.edge_layer is None
-        )
+        # what the edge layer makes of the angles is read by the node layers after the first
+        return self._symmetry(reflection=self.edge_layer is None or len(self.layers) == 1)
 
     def one_frame_graph(self) -> LatticeKNearest:
         """The class of frames with the smallest signature: as invariant as the average, in one pass."""
@@ -311,10 +318,7 @@ class EComFormer(_ComFormer):
 
     @property
     def symmetry(self) -> Symmetry:
-        sound = self.graph.frames != "published"
-        return Symmetry(
-            rotation=sound, lattice_basis=sound, supercell=sound, reflection=not self.pseudoscalar
-        )
+        return self._symmetry(reflection=not self.pseudoscalar)
 
     def _evaluate(self, batch: Batch) -> list[_Views]:
         graph = batch.require_graph()

@@ -114,8 +114,8 @@ class EquivariantUpdate(nn.Module):
     `degree` 1 or 2 is the highest degree kept. `pseudoscalar` adds what the paper lacks: cross products of
     vectors and commutators of tensors (parity-even, degree 1) meet Y₁ of the edges in a parity-odd scalar,
     which alone can tell a crystal from its mirror image; it enters after an odd nonlinearity. The tensors are
-    needed where every atom lies on a two-fold axis, as in tellurium: all vectors of an atom are parallel there,
-    so with `degree=1` such a crystal looks like its mirror image.
+    needed where every atom lies on a two-fold axis, as in tellurium: the vectors of an atom are parallel
+    there, so with `degree=1` such a crystal looks like its mirror image.
     """
 
     def __init__(self, channels: int, scalars: int, degree: int = 2, pseudoscalar: bool = False) -> None:
