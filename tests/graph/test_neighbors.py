@@ -142,6 +142,11 @@ def test_one_batch_is_the_crystals_one_by_one():
         assert edges == edge_sets(facetry.graph.k_nearest([crystal], 8), [crystal])[0]
 
 
+def test_one_crystal_needs_no_list():
+    assert len(facetry.graph.radius(zoo.nacl(), 3)) == len(facetry.graph.radius([zoo.nacl()], 3.0)) == 12
+    assert len(facetry.graph.k_nearest(zoo.nacl(), 6)) == 12
+
+
 def test_errors_say_what_to_do():
     double = Crystal(np.eye(3) * 4, [[0, 0, 0], [0, 0, 1.00001]], [1, 1], name="double.cif")
     with pytest.raises(GraphError, match=r"double\.cif: sites 1 and 2 are 0\.0000 Å apart.*merge_within"):
