@@ -293,6 +293,7 @@ def _sums(
 ) -> list[Float[Tensor, "chunk frames"]]:
     """The sums of φ over the edges of each crystal, for each frame; see the head of this file."""
     counts = graph.num_edges[crystals]
+    pieces = counts.tolist()
     edges = ranges(graph.first_edge[crystals], counts)
     which = torch.arange(len(crystals), device=edges.device).repeat_interleave(counts)
     r = graph.direction.index_select(0, edges)
@@ -305,8 +306,16 @@ def _sums(
     # a crystal too large for one go is cut by frames
     width = max(1, 16 * _PAIRS_AT_ONCE // max(len(edges), 1))
     for w in direction.split(width, dim=1):
-        x, y, z = (component.contiguous().index_select(0, which) for component in w.unbind(-1))
-        phi = torch.addcmul(weight, r[:, :1], x).addcmul_(r[:, 1:2], y).addcmul_(r[:, 2:], z).exp_()
+        phi = r.new_empty(len(edges), w.shape[1])
+        # crystal by crystal: to gather w for every edge costs more than all the rest, and a matrix product
+        # would round equal frames differently
+        for out, vectors, logarithm, of in zip(
+            phi.split(pieces), r.split(pieces), weight.split(pieces), w, strict=True
+        ):
+            x, y, z = of.unbind(1)
+            torch.addcmul(logarithm, vectors[:, :1], x, out=out)
+            out.addcmul_(vectors[:, 1:2], y).addcmul_(vectors[:, 2:], z)
+        phi.exp_()
         total = torch.zeros_like(w[..., 0])
         around = phi.new_zeros(len(owner), phi.shape[1])
         at_atom = around.index_add(0, center, phi)

@@ -164,6 +164,8 @@ def _pairs_torch(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
     # every pair with every lattice point of its crystal, a bounded number at once
     per_pair = points[owner]
     columns, vectors = delta.T.contiguous(), vector.T.contiguous()
+    most, shift = cutoff.square()[owner], shift.long()
+    least = torch.where(i == j, 0.0, -1.0).to(dtype)  # an atom is not its own neighbour
     limit = _IN_CACHE if device.type == "cpu" else _IN_MEMORY
     piece = torch.div(torch.cumsum(per_pair, 0), limit, rounding_mode="floor")
     sizes = torch.unique_consecutive(piece, return_counts=True)[1].tolist()
@@ -178,12 +180,12 @@ def _pairs_torch(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
         squared = torch.zeros(len(row), dtype=dtype, device=device)
         for axis in range(3):
             squared += (columns[axis].index_select(0, row) + vectors[axis].index_select(0, at)).square_()
-        keep = torch.nonzero(squared < cutoff.square()[owner].index_select(0, row))[:, 0]
-        row, at, squared = row[keep], at[keep], squared[keep]
-        image = point[at] - shift[row].long()
-        center, neighbor = i[row], j[row]
-        other = torch.nonzero((center != neighbor) | (image != 0).any(1))[:, 0]
-        found.append((center[other], neighbor[other], image[other], squared[other].sqrt()))
+        inside = (squared < most.index_select(0, row)) & (squared > least.index_select(0, row))
+        keep = torch.nonzero(inside)[:, 0]
+        row = row[keep]
+        found.append((i[row], j[row], point[at[keep]] - shift[row], squared[keep].sqrt()))
+    if len(found) == 1:
+        return Pairs(*found[0])
     if not found:
         empty = torch.zeros(0, dtype=torch.int64, device=device)
         return Pairs(empty, empty, empty.reshape(0, 3), torch.zeros(0, dtype=dtype, device=device))
