@@ -55,6 +55,90 @@ def test_outputs_and_gradients_are_those_of_the_plain_formula(cls, formula, opti
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("degree", [0, 1])
+def test_lower_degrees_are_the_formula_without_the_rest(degree):
+    """Tensors (degree 1) or the whole update (degree 0) taken out of the plain formula by hand."""
+    model = make(EComFormer, layers=2, scalars=8, degree=degree).eval()
+    batch = one_frame(model, CRYSTALS)
+    if degree == 0:
+        graph, weight = batch.graph, plain.edge_weights(batch)
+        f = plain.embed_length(model, batch.edge_vectors().norm(dim=1))
+        x = model.atoms(batch.atomic_numbers)
+        for layer in model.layers:
+            x = plain.node_layer(layer, x, f, graph.center, graph.neighbor, weight)
+        expected = plain.readout(model, x, batch.crystal_index, len(batch))
+    else:
+        whole = make(EComFormer, layers=2, scalars=8).eval()
+        whole.load_state_dict(model.state_dict() | _without_tensors(whole, model), strict=True)
+        expected = plain.ecomformer(whole, batch)
+    torch.testing.assert_close(model(batch), expected, rtol=0, atol=1e-12)
+
+
+def _without_tensors(whole, model):
+    """The weights of a degree-1 model in the shapes of a degree-2 one: zero where tensors enter, and the
+    second product's norm over 24 inputs instead of 16 undone."""
+    state, n = whole.state_dict(), model.update.scalars
+    found = {}
+    for part, kept in (("first", n * n + 8 * n), ("second", n * n + 8 * n)):
+        for what in ("weight", "bias"):
+            key = f"update.{part}.out.{what}"
+            value = torch.zeros_like(state[key])
+            value[:kept] = model.state_dict()[key]
+            if part == "second":
+                value *= ((n + 16) / (n + 8)) ** 0.5
+            found[key] = value
+    return found
+
+
+@pytest.mark.parametrize("cls", [IComFormer, EComFormer])
+def test_small_pieces_change_nothing(cls, monkeypatch):
+    """Edges, and frames, evaluated in pieces of any size: one edge, a few, more than there are."""
+    from facetry.models import comformer
+    from facetry.nn import attention
+
+    model = make(cls, layers=2).eval()
+    batch = model.graph([*CRYSTALS, zoo.srtio3(), zoo.low_motif(zoo.fcc(6.8), "fcc")])
+    with torch.no_grad():
+        whole = model(batch), model.embed_atoms(batch)
+        for edges, views in ((1, 1), (7, 100), (10**6, 10**7)):
+            monkeypatch.setattr(attention, "_CHUNK", edges)
+            monkeypatch.setattr(comformer, "_VIEW_EDGES", views)
+            torch.testing.assert_close(model(batch), whole[0], rtol=0, atol=1e-12)
+            torch.testing.assert_close(model.embed_atoms(batch), whole[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("cls", [IComFormer, EComFormer])
+def test_outputs_and_embedding_at_once(cls):
+    model = make(cls, layers=2).eval()
+    batch = model.graph(CRYSTALS)
+    with torch.no_grad():
+        outputs, pooled = model.forward_with_embedding(batch)
+        assert torch.equal(outputs, model(batch))
+        assert torch.equal(pooled, model.embed(batch))
+
+
+def test_training_draws_frames_by_their_weight():
+    """Weights 1/8 and 7/8: within four deviations of 2000 draws; the same for one seed."""
+    from dataclasses import replace
+
+    model = make(IComFormer, layers=2)
+    batch = model.graph([zoo.po(), zoo.zno(), zoo.nacl()])
+    weight = batch.frames.weight.clone()
+    assert batch.frames.num_frames.tolist() == [1, 2, 6]
+    weight[1:3] = torch.tensor([0.125, 0.875])
+    batch = replace(batch, frames=replace(batch.frames, weight=weight))
+    counts = torch.zeros(2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2000):
+        frames = model.training_batch(batch, generator).frames
+        assert frames.crystal.tolist() == [0, 1, 2]
+        counts += (batch.frames.integer[1:3] == frames.integer[1]).all((1, 2))
+    assert counts.sum() == 2000
+    assert abs(float(counts[0]) - 250) < 4 * (2000 * 0.125 * 0.875) ** 0.5
+    first, again = (model.training_batch(batch, torch.Generator().manual_seed(4)).frames for _ in range(2))
+    assert torch.equal(first.integer, again.integer)
+
+
 def test_weighted_self_edges_enter_the_formula():
     """fcc: 12 vectors of equal length, each in one frame of two; k so small that they lie outside."""
     crystal = zoo.low_motif(zoo.fcc(8.0), "wide fcc")
@@ -221,7 +305,10 @@ def test_noise_of_1e_7_leaves_the_edges_of_symmetric_crystals():
             crystal.frac_coords + rng.normal(size=crystal.frac_coords.shape) * 1e-7 / 4,
             crystal.atomic_numbers,
         )
-        assert len(LatticeKNearest(k=16)([noisy]).graph) == len(LatticeKNearest(k=16)([crystal]).graph)
+        found, expected = (
+            LatticeKNearest(k=16)([c]).edge_vectors().norm(dim=1).sort().values for c in (noisy, crystal)
+        )
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_published_construction_depends_on_the_orientation():
@@ -283,11 +370,15 @@ def test_continuous_frames_pass_a_tie_without_a_jump():
     assert steps.max() <= 1e-3 * span
 
 
-def test_gradcheck_of_a_small_copy():
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(IComFormer, {}), (EComFormer, {"scalars": 4}), (EComFormer, {"scalars": 4, "pseudoscalar": True})],
+)
+def test_gradcheck_of_a_small_copy(cls, options):
     from dataclasses import replace
 
     torch.manual_seed(1)
-    model = IComFormer(channels=16, layers=2, k=4).double().eval()
+    model = cls(channels=16, layers=2, k=4, **options).double().eval()
     batch = one_frame(model, [zoo.random_crystal(3, atoms=2)])
 
     def energy(frac, lattice):
