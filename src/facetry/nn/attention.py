@@ -91,7 +91,7 @@ class NodewiseTransformer(nn.Module):
             message = gate * self.value_message.out(silu(value))
             if weight is not None:
                 message = message * weight[part].to(message.dtype)[:, None]
-            total = total.index_add(0, i, message.to(total.dtype))  # in bfloat16 a sum would stop growing
+            total = total.index_add(0, i, message.to(total.dtype))  # bfloat16 sums lose edges
         return softplus(x + self.norm(self.concat(total)))
 
     def _project(

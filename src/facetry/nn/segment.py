@@ -10,7 +10,7 @@ from torch import Tensor
 def segment_sum(
     values: Float[Tensor, "items *channels"], index: Int[Tensor, " items"], size: int
 ) -> Float[Tensor, "segments *channels"]:
-    """Sum of the rows that share an index, in float32 at least: bfloat16 counts to 256 and no further.
+    """Sum of the rows that share an index, in float32 at least: bfloat16 sums lose items beyond 256.
 
     Fastest where `index` is sorted.
     """
