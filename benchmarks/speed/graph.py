@@ -11,8 +11,10 @@ def main() -> None:
     import vesin
 
     from facetry.graph import LatticeKNearest
+    from facetry.kernels.allocator import keep_freed_memory
 
     torch.set_num_threads(THREADS)
+    keep_freed_memory()  # as training does
     crystals = perov5(1024)
 
     def per_crystal(builder, count=1024):
