@@ -285,3 +285,49 @@ class Radius(Builder):
         neighbors.check_distinct(small, pairs, names)
         keep = torch.ones(len(pairs.center), dtype=torch.bool, device=batch.device)
         return replace(batch, graph=neighbors.in_given_cell(batch, pairs, keep, transform, wrap))
+
+
+@dataclass(frozen=True)
+class Sphere(Builder):
+    """All images of all atoms within a sphere around each atom, the atom itself (at distance zero) included,
+    in the primitive reduced cell: a set that no choice of cell, origin or supercell changes.
+
+    `spanning` widens the sphere of crystals with large gaps until it holds two translations that are not
+    parallel, so that the neighbours of every atom span at least a plane and a frame exists.
+    `primitive=False` keeps the atoms of the given cell.
+    """
+
+    cutoff: float = 7.0  # Å
+    primitive: bool = True
+    spanning: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.cutoff > 0:
+            raise ValueError(f"sphere of neighbours: expected a cutoff above 0 Å, came {self.cutoff}")
+
+    def build(self, batch: Batch, names: Sequence[str]) -> Batch:
+        """Primitive cell, neighbours within the sphere, and one edge of every atom to itself."""
+        num_input_atoms = batch.num_atoms
+        atom_map = torch.arange(len(batch.frac_coords), device=batch.device)
+        if self.primitive:
+            cells = primitive_cell(batch.lattice, batch.frac_coords, batch.atomic_numbers, batch.num_atoms)
+            batch = Batch(cells.lattice, cells.frac_coords, cells.atomic_numbers, cells.num_atoms)
+            atom_map = cells.atom_map
+        batch, _, _ = reduced(batch)
+        reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
+        if self.spanning:
+            second = batch.lattice.norm(dim=2).sort(dim=1).values[:, 1]
+            reach = torch.maximum(reach, second + SHELL_GAP)
+        pairs = neighbors.pairs_within(batch, reach)
+        neighbors.check_distinct(batch, pairs, names)
+        own = torch.arange(len(batch.frac_coords), device=batch.device)
+        center = torch.cat([own, pairs.center])
+        order = torch.argsort(center, stable=True)
+        center = center[order]
+        graph = PeriodicGraph(
+            center,
+            torch.cat([own, pairs.neighbor])[order],
+            torch.cat([pairs.image.new_zeros((len(own), 3)), pairs.image])[order],
+            neighbors.edge_counts(batch, center),
+        )
+        return replace(batch, graph=graph, atom_map=atom_map, num_input_atoms=num_input_atoms)
