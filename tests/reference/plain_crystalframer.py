@@ -15,7 +15,7 @@ def images(crystal, cutoff: float, spanning: bool):
     """Per atom: sender and vector of every image within the sphere, the atom itself first."""
     lattice = torch.tensor(np.array(crystal.lattice))
     frac = torch.tensor(np.array(crystal.frac_coords))
-    if spanning:
+    if spanning and any(flat(v) for _, v in images(crystal, cutoff, False)):
         n = torch.cartesian_prod(*[torch.arange(-4, 5)] * 3).double()
         v = n @ lattice
         v = v[v.norm(dim=1) > 1e-6]
@@ -35,6 +35,14 @@ def images(crystal, cutoff: float, spanning: bool):
         found.append((j[order], v[order]))
         assert v[order[0]].norm() < 1e-9
     return found
+
+
+def flat(vectors: torch.Tensor) -> bool:
+    """Whether all neighbours of an atom (row 0) lie on one line, or there are none."""
+    if len(vectors) < 2:
+        return True
+    unit = vectors[1:] / vectors[1:].norm(dim=1, keepdim=True)
+    return bool(((unit @ unit[0]).abs() >= 0.999).all())
 
 
 def angular(c: torch.Tensor, size: int, width: float) -> torch.Tensor:

@@ -71,6 +71,15 @@ def test_a_crystal_with_gaps_keeps_its_frames():
     )
 
 
+def test_large_cells_keep_a_small_sphere():
+    """The sphere grows for gaps only: a large cell without them has as many neighbours as a small one."""
+    crystal = zoo.srtio3()
+    big = crystal.supercell(np.diag([3, 3, 3]))
+    builder = CrystalFramer(**SMALL).graph
+    small, large = (len(replace(builder, primitive=False)([c]).graph) for c in (crystal, big))
+    assert large == 27 * small
+
+
 def test_isolated_atoms_attend_to_themselves():
     """Nothing within reach: finite for both, by rule."""
     atom = Crystal(np.eye(3) * 20, [[0, 0, 0]], [18], name="one atom in a large box")

@@ -292,8 +292,8 @@ class Sphere(Builder):
     """All images of all atoms within a sphere around each atom, the atom itself (at distance zero) included,
     in the primitive reduced cell: a set that no choice of cell, origin or supercell changes.
 
-    `spanning` widens the sphere of crystals with large gaps until it holds two translations that are not
-    parallel, so that the neighbours of every atom span at least a plane and a frame exists.
+    `spanning` widens the sphere of crystals with large gaps, those where all neighbours of an atom lie on one
+    line or there are none, to the second shortest translation: then they span a plane and a frame exists.
     `primitive=False` keeps the atoms of the given cell.
     """
 
@@ -315,10 +315,9 @@ class Sphere(Builder):
             atom_map = cells.atom_map
         batch, _, _ = reduced(batch)
         reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
-        if self.spanning:
-            second = batch.lattice.norm(dim=2).sort(dim=1).values[:, 1]
-            reach = torch.maximum(reach, second + SHELL_GAP)
         pairs = neighbors.pairs_within(batch, reach)
+        if self.spanning:
+            pairs = _widened(batch, pairs, self.cutoff)
         neighbors.check_distinct(batch, pairs, names)
         own = torch.arange(len(batch.frac_coords), device=batch.device)
         center = torch.cat([own, pairs.center])
@@ -331,3 +330,29 @@ class Sphere(Builder):
             neighbors.edge_counts(batch, center),
         )
         return replace(batch, graph=graph, atom_map=atom_map, num_input_atoms=num_input_atoms)
+
+
+def _widened(batch: Batch, pairs: Pairs, cutoff: float) -> Pairs:
+    """The pairs, out to the second shortest translation for crystals where some atom sees no plane."""
+    vector = batch.frac_coords[pairs.neighbor] - batch.frac_coords[pairs.center] + pairs.image
+    vector = torch.einsum("ea,eab->eb", vector, batch.lattice[batch.crystal_index[pairs.center]])
+    direction = vector / vector.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    counts = torch.bincount(pairs.center, minlength=len(batch.frac_coords))
+    first = offsets(counts)[:-1][pairs.center]
+    aside = (direction * direction[first]).sum(1).abs() < 0.999
+    sees = torch.zeros(len(counts), dtype=torch.bool, device=batch.device)
+    sees[pairs.center[aside]] = True
+    apart = torch.unique(batch.crystal_index[~sees])
+    if not len(apart):
+        return pairs
+    part = neighbors.bare(batch).select(apart)
+    atoms = ranges(offsets(batch.num_atoms)[:-1][apart], part.num_atoms)
+    second = part.lattice.norm(dim=2).sort(dim=1).values[:, 1]
+    more = neighbors.pairs_within(part, (second + SHELL_GAP).clamp(min=cutoff))
+    keep = ~torch.isin(pairs.center, atoms)
+    return neighbors.sorted_pairs(
+        torch.cat([pairs.center[keep], atoms[more.center]]),
+        torch.cat([pairs.neighbor[keep], atoms[more.neighbor]]),
+        torch.cat([pairs.image[keep], more.image]),
+        torch.cat([pairs.distance[keep], more.distance]),
+    )
