@@ -48,16 +48,24 @@ def defects() -> str:
     return "\n".join(lines)
 
 
-def settings() -> str:
-    """The recipes that ship."""
+def _recipes(family: str) -> list[tuple[str, dict, dict]]:
+    """Name, model and training of the shipped recipes whose model belongs to a family."""
     from facetry.training import recipe_names
 
-    columns = ("recipe", "layers", "k", "channels", "rate", "loss", "schedule", "epochs", "published epochs")
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     folder = DOCS.parent / "src" / "facetry" / "recipes"
+    found = []
     for name in recipe_names():
         tables = tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
-        model, training = tables["model"], tables["training"]
+        if family in tables["model"]["name"]:
+            found.append((name, tables["model"], tables["training"]))
+    return found
+
+
+def settings() -> str:
+    """The recipes of ComFormer that ship."""
+    columns = ("recipe", "layers", "k", "channels", "rate", "loss", "schedule", "epochs", "published epochs")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for name, model, training in _recipes("comformer"):
         cells = (
             f"`{name}`",
             model["layers"],
@@ -68,6 +76,27 @@ def settings() -> str:
             training["schedule"],
             training["epochs"],
             training.get("published_epochs", ""),
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def lattice_settings() -> str:
+    """The recipes of Crystalformer and CrystalFramer that ship."""
+    columns = ("recipe", "blocks", "frames", "angles", "rate", "loss", "batch", "epochs", "averaged epochs")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for name, model, training in _recipes("crystal"):
+        framed = model["name"] == "crystalframer"
+        cells = (
+            f"`{name}`",
+            model.get("blocks", 4),
+            model.get("frames", "max") if framed else "",
+            model.get("angles", "default") if framed else "",
+            f"{training['learning_rate']:g}",
+            training["loss"],
+            training["batch_size"],
+            training["epochs"],
+            training["averaging_epochs"],
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -95,6 +124,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sets": sets,
     "defects": defects,
     "settings": settings,
+    "lattice_settings": lattice_settings,
     "training": training,
 }
 

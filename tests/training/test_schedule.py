@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from facetry.training.recipe import TrainingOptions
-from facetry.training.schedule import learning_rate
+from facetry.training.schedule import averaging_start, learning_rate, rate_of_run
 
 
 @pytest.mark.parametrize("total", [10, 37, 1000])
@@ -47,3 +47,18 @@ def test_polynomial_is_a_straight_line() -> None:
 def test_constant() -> None:
     options = TrainingOptions(schedule="constant", learning_rate=2e-4)
     assert {learning_rate(options, step, 9) for step in range(9)} == {(2e-4, 0.9)}
+
+
+def test_inverse_square_root() -> None:
+    """5e-4 √(4000 / (4000 + t)), and held during the last epochs where the weights are averaged."""
+    options = TrainingOptions(schedule="inverse_sqrt", learning_rate=5e-4)
+    for step, expected in ((0, 5e-4), (4000, 5e-4 / 2**0.5), (12000, 2.5e-4)):
+        assert learning_rate(options, step, 20000) == (pytest.approx(expected, rel=1e-15), 0.9)
+        assert rate_of_run(options, step, 20000, 10) == learning_rate(options, step, 20000)
+    held = options.model_copy(update={"averaging": "mean", "averaging_epochs": 3})
+    assert averaging_start(held, 100, 10) == 70
+    rates = [rate_of_run(held, step, 100, 10) for step in range(100)]
+    assert rates[:70] == [learning_rate(options, step, 100) for step in range(70)]
+    assert set(rates[70:]) == {rates[69]}
+    assert averaging_start(held, 20, 10) == 0
+    assert rate_of_run(held, 15, 20, 10)[0] == 5e-4

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from facetry.crystal import Crystal
 from facetry.graph.batch import Batch, PeriodicGraph
-from facetry.graph.builders import Builder, KNearest, LatticeKNearest, Radius
+from facetry.graph.builders import Builder, KNearest, LatticeKNearest, Radius, Sphere
 from facetry.graph.neighbors import SHELL_GAP, GraphError
 
 
@@ -38,6 +38,7 @@ __all__ = [
     "LatticeKNearest",
     "PeriodicGraph",
     "Radius",
+    "Sphere",
     "k_nearest",
     "radius",
 ]

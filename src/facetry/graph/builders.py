@@ -298,3 +298,74 @@ class Radius(Builder):
         neighbors.check_distinct(small, pairs, names)
         keep = torch.ones(len(pairs.center), dtype=torch.bool, device=batch.device)
         return replace(batch, graph=neighbors.in_given_cell(batch, pairs, keep, transform, wrap))
+
+
+@dataclass(frozen=True)
+class Sphere(Builder):
+    """All images of all atoms within a sphere around each atom, the atom itself (at distance zero) included,
+    in the primitive reduced cell: a set that no choice of cell, origin or supercell changes.
+
+    `spanning` widens the sphere of crystals with large gaps, those where all neighbours of an atom lie on one
+    line or there are none, to the second shortest translation: then they span a plane and a frame exists.
+    `primitive=False` keeps the atoms of the given cell.
+    """
+
+    cutoff: float = 7.0  # Å
+    primitive: bool = True
+    spanning: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.cutoff > 0:
+            raise ValueError(f"sphere of neighbours: expected a cutoff above 0 Å, came {self.cutoff}")
+
+    def build(self, batch: Batch, names: Sequence[str]) -> Batch:
+        """Primitive cell, neighbours within the sphere, and one edge of every atom to itself."""
+        num_input_atoms = batch.num_atoms
+        atom_map = torch.arange(len(batch.frac_coords), device=batch.device)
+        if self.primitive:
+            cells = primitive_cell(batch.lattice, batch.frac_coords, batch.atomic_numbers, batch.num_atoms)
+            batch = Batch(cells.lattice, cells.frac_coords, cells.atomic_numbers, cells.num_atoms)
+            atom_map = cells.atom_map
+        batch, _, _ = reduced(batch)
+        reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
+        pairs = neighbors.pairs_within(batch, reach)
+        if self.spanning:
+            pairs = _widened(batch, pairs, self.cutoff)
+        neighbors.check_distinct(batch, pairs, names)
+        own = torch.arange(len(batch.frac_coords), device=batch.device)
+        center = torch.cat([own, pairs.center])
+        order = torch.argsort(center, stable=True)
+        center = center[order]
+        graph = PeriodicGraph(
+            center,
+            torch.cat([own, pairs.neighbor])[order],
+            torch.cat([pairs.image.new_zeros((len(own), 3)), pairs.image])[order],
+            neighbors.edge_counts(batch, center),
+        )
+        return replace(batch, graph=graph, atom_map=atom_map, num_input_atoms=num_input_atoms)
+
+
+def _widened(batch: Batch, pairs: Pairs, cutoff: float) -> Pairs:
+    """The pairs, out to the second shortest translation for crystals where some atom sees no plane."""
+    vector = batch.frac_coords[pairs.neighbor] - batch.frac_coords[pairs.center] + pairs.image
+    vector = torch.einsum("ea,eab->eb", vector, batch.lattice[batch.crystal_index[pairs.center]])
+    direction = vector / vector.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    counts = torch.bincount(pairs.center, minlength=len(batch.frac_coords))
+    first = offsets(counts)[:-1][pairs.center]
+    aside = (direction * direction[first]).sum(1).abs() < 0.999
+    sees = torch.zeros(len(counts), dtype=torch.bool, device=batch.device)
+    sees[pairs.center[aside]] = True
+    apart = torch.unique(batch.crystal_index[~sees])
+    if not len(apart):
+        return pairs
+    part = neighbors.bare(batch).select(apart)
+    atoms = ranges(offsets(batch.num_atoms)[:-1][apart], part.num_atoms)
+    second = part.lattice.norm(dim=2).sort(dim=1).values[:, 1]
+    more = neighbors.pairs_within(part, (second + SHELL_GAP).clamp(min=cutoff))
+    keep = ~torch.isin(pairs.center, atoms)
+    return neighbors.sorted_pairs(
+        torch.cat([pairs.center[keep], atoms[more.center]]),
+        torch.cat([pairs.neighbor[keep], atoms[more.neighbor]]),
+        torch.cat([pairs.image[keep], more.image]),
+        torch.cat([pairs.distance[keep], more.distance]),
+    )

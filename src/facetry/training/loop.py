@@ -31,7 +31,7 @@ from facetry.card import Target
 from facetry.models.base import PropertyModel
 from facetry.training.losses import loss_sum, standardise
 from facetry.training.recipe import TrainingError, TrainingOptions
-from facetry.training.schedule import learning_rate
+from facetry.training.schedule import averaging_start, rate_of_run
 from facetry.training.scores import flat_metrics, network_outputs, score_targets, selection_score
 from facetry.training.source import Order, Source, draw_seed
 from facetry.training.state import Keeper, Progress, ResumePoint, pack_state, restore_optimizer, section
@@ -108,7 +108,7 @@ class Fitting(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = parameter_groups(self.network, self.options.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.options.learning_rate)
+        return torch.optim.AdamW(groups, lr=self.options.learning_rate, betas=(0.9, self.options.beta2))
 
     def on_train_start(self) -> None:
         if self._point is not None:
@@ -131,7 +131,7 @@ class Fitting(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Part, batch_idx: int) -> None:
         if batch.part == 0:
-            rate, beta = learning_rate(self.options, self.progress.step, self.total_steps)
+            rate, beta = self._rate(self.progress.step)
             for group in self.optimizers(use_pl_optimizer=False).param_groups:
                 group["lr"], group["betas"] = rate, (beta, group["betas"][1])
 
@@ -177,6 +177,10 @@ class Fitting(pl.LightningModule):
         if self.progress.finished:
             self.trainer.should_stop = True
 
+    def _rate(self, step: int) -> tuple[float, float]:
+        """Learning rate and first beta of a step."""
+        return rate_of_run(self.options, step, self.total_steps, self.order.steps_per_epoch)
+
     # -- epochs ------------------------------------------------------------------------------------------
 
     @property
@@ -187,7 +191,7 @@ class Fitting(pl.LightningModule):
         """Validate, choose, write the row of this epoch."""
         progress = self.progress
         loss = self._mean_loss()
-        rate, _ = learning_rate(self.options, progress.step - 1, self.total_steps)
+        rate, _ = self._rate(progress.step - 1)
         row: dict[str, float | int] = {"epoch": progress.epoch + 1, "step": progress.step, "train_loss": loss}
         score = None
         val = self._sources[1]
@@ -246,7 +250,7 @@ class Fitting(pl.LightningModule):
     def _average(self) -> None:
         """One step of the running average: exponential with a quick start, or plain over the last epochs."""
         kind = self.options.averaging
-        first = self.total_steps - self.options.averaging_epochs * self.order.steps_per_epoch
+        first = averaging_start(self.options, self.total_steps, self.order.steps_per_epoch)
         if kind == "none" or (kind == "mean" and self.progress.step <= first):
             return
         count = self.progress.averaged

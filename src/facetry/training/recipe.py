@@ -68,8 +68,10 @@ class TrainingOptions(BaseModel):
     accumulate: int = Field(default=1, ge=1, description="parts a batch is worked off in, to save memory")
     drop_last: bool = Field(default=True, description="leave out the last incomplete batch of an epoch")
     learning_rate: float = Field(default=1e-3, gt=0, description="highest of the schedule")
-    schedule: Literal["onecycle", "polynomial", "constant"] = "onecycle"
+    schedule: Literal["onecycle", "polynomial", "inverse_sqrt", "constant"] = "onecycle"
     final_learning_rate: float = Field(default=1e-5, ge=0, description="where `polynomial` ends")
+    decay_steps: int = Field(default=4000, ge=1, description="of inverse_sqrt: rate / √2 after so many steps")
+    beta2: float = Field(default=0.999, gt=0, lt=1, description="of AdamW")
     weight_decay: float = Field(default=1e-5, ge=0, description="of AdamW; none on biases and norms")
     loss: Literal["l1", "mse", "huber"] = Field(default="l1", description="of regression targets")
     huber_delta: float = Field(default=1.0, gt=0, description="where huber turns linear, in target std")

@@ -1,0 +1,367 @@
+"""Crystalformer and CrystalFramer against plain formulas, closed forms and the numbers of the papers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from facetry.crystal import Crystal
+from facetry.graph import Sphere
+from facetry.models import MODELS, Crystalformer, CrystalFramer
+from facetry.nn.dynamic_frames import AngularBasis, strongest_axes
+from facetry.nn.lattice_attention import LARGEST_WIDTH, distance_basis, surroundings, tail
+from tests import crystals as zoo
+from tests.reference import plain_crystalframer as plain
+
+CRYSTALS = [zoo.random_crystal(1, atoms=3), zoo.tellurium(), zoo.nacl(), zoo.random_crystal(7, atoms=2)]
+_CELL = 3.2 * np.array([[1, 0, 0], [-0.5, 3**0.5 / 2, 0], [0, 0, (8 / 3) ** 0.5]])
+HCP = Crystal(_CELL, [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]], [12, 12], name="hcp, ideal")
+WURTZITE = Crystal(
+    _CELL * 1.2,
+    [[1 / 3, 2 / 3, 0], [2 / 3, 1 / 3, 0.5], [1 / 3, 2 / 3, 0.375], [2 / 3, 1 / 3, 0.875]],
+    [30, 30, 16, 16],
+    name="wurtzite, ideal",
+)
+SMALL = {"channels": 16, "heads": 2, "blocks": 2}
+
+
+def make(cls, dtype=torch.float64, **options):
+    torch.manual_seed(5)
+    model = cls(**{**SMALL, **options}).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases away from zero
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.calibrate(CRYSTALS)
+    return model
+
+
+def outputs(model, crystals) -> np.ndarray:
+    with torch.no_grad():
+        return model(model.graph(crystals)).double().numpy()[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(Crystalformer, {}), (CrystalFramer, {}), (CrystalFramer, {"angles": "lightweight"})],
+)
+def test_outputs_and_gradients_are_those_of_the_plain_formula(cls, options):
+    """Aggregating before projecting, pairs, padding, chunks and tied frames change nothing; the lightweight
+    scales enter the gradients too."""
+    model = make(cls, reach=2.5, **options)
+    fast = model(model.graph(CRYSTALS))
+    slow = torch.stack([plain.forward(model, c) for c in CRYSTALS])
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-13)
+    weight = torch.randn_like(fast)
+    ours = torch.autograd.grad((fast * weight).sum(), list(model.parameters()))
+    theirs = torch.autograd.grad((slow * weight).sum(), list(model.parameters()))
+    for (name, _), a, b in zip(model.named_parameters(), ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_crystal_with_gaps_keeps_its_frames():
+    """A chain with wide gaps: the sphere grows until its neighbours span a plane."""
+    chain = Crystal(np.diag([9.0, 9.5, 2.4]), [[0, 0, 0], [0.1, 0.03, 0.4]], [6, 16], name="chain")
+    model = make(CrystalFramer, reach=2.5)
+    torch.testing.assert_close(
+        model(model.graph([chain]))[0], plain.forward(model, chain), rtol=0, atol=1e-13
+    )
+
+
+def test_large_cells_keep_a_small_sphere():
+    """The sphere grows for gaps only: a large cell without them has as many neighbours as a small one."""
+    crystal = zoo.srtio3()
+    big = crystal.supercell(np.diag([3, 3, 3]))
+    builder = CrystalFramer(**SMALL).graph
+    small, large = (len(replace(builder, primitive=False)([c]).graph) for c in (crystal, big))
+    assert large == 27 * small
+
+
+def test_isolated_atoms_attend_to_themselves():
+    """Nothing within reach: finite for both, by rule."""
+    atom = Crystal(np.eye(3) * 20, [[0, 0, 0]], [18], name="one atom in a large box")
+    for cls in (Crystalformer, CrystalFramer):
+        model = make(cls)
+        batch = model.graph([atom])
+        assert (len(batch.graph) == 1) == (cls is Crystalformer)
+        assert np.isfinite(outputs(model, [atom])).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("crystalformer", {}, 853_505),
+        ("crystalformer", {"blocks": 8}, 1_677_825),
+        ("crystalframer", {}, 951_809),
+        ("crystalframer", {"blocks": 8}, 1_874_433),
+        ("crystalframer", {"angles": "lightweight"}, 878_081),
+        ("crystalframer", {"angles": "lightweight", "blocks": 8}, 1_726_977),
+    ],
+)
+def test_parameter_counts(name, options, count):
+    assert sum(p.numel() for p in MODELS[name](**options).parameters()) == count
+
+
+@pytest.mark.parametrize(("angles", "bound"), [("default", 0.02210), ("lightweight", 0.05103)])
+def test_initial_weights(angles, bound):
+    """Standard deviations within 3 %, bounds as in the specification §1.7."""
+    torch.manual_seed(0)
+    model = CrystalFramer(angles=angles).requires_grad_(False)
+    assert float(model.elements.std()) == pytest.approx(0.03608, rel=0.03)
+    xavier = math.sqrt(6 / 256)
+    for block in model.blocks:
+        a = block.attention
+        for layer, limit in (
+            (a.query, xavier),
+            (a.key, xavier),
+            (a.value, 0.47376 * xavier),
+            (a.out, 0.47376 * xavier),
+            (block.wide, 0.47376 * math.sqrt(6 / 640)),
+            (block.narrow, 0.47376 * math.sqrt(6 / 640)),
+        ):
+            assert float(layer.weight.abs().max()) == pytest.approx(limit, rel=1e-3)
+            assert float(layer.weight.abs().max()) <= limit * 1.0001
+            assert float(layer.weight.std()) == pytest.approx(limit / math.sqrt(3), rel=0.03)
+            assert not layer.bias.any()
+        assert float(a.distance.abs().max()) == pytest.approx(0.02210, rel=1e-3)
+        assert float(a.angular.abs().max()) == pytest.approx(bound, rel=1e-3)
+    scores = torch.cat([b.attention.score.flatten() for b in model.blocks])
+    assert float(scores.detach().std()) == pytest.approx(0.25, rel=0.08)  # 512 numbers
+    deep = Crystalformer(blocks=8).requires_grad_(False).blocks[0].wide.weight
+    assert float(deep.abs().max()) == pytest.approx(0.39838 * math.sqrt(6 / 640), rel=1e-3)
+
+
+def test_tail_length():
+    x = torch.linspace(-300, 50, 7001, dtype=torch.float64)
+    sigma = tail(x).rsqrt()
+    assert float(tail(torch.zeros(1, dtype=torch.float64)).rsqrt()) == pytest.approx(1.4, abs=1e-14)
+    assert float(sigma.max()) <= 1.979899 + 1e-6
+    assert pytest.approx(1.979899, abs=1e-6) == LARGEST_WIDTH
+    assert bool((sigma.diff() <= 0).all())
+    zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(tail(zero) * 1.4**2, zero)
+    assert float(slope) == pytest.approx(0.1, abs=1e-14)
+    step = torch.tensor([-1e-6, 1e-6], dtype=torch.float64)
+    assert float(tail(step).diff()) * 1.4**2 / 2e-6 == pytest.approx(0.1, rel=1e-6)
+
+
+def test_bases():
+    r = torch.tensor([0.21875, 0.4375, 14.0], dtype=torch.float64)
+    values = distance_basis(r)
+    assert values.shape == (3, 64)
+    for row, peak in enumerate((0, 1, 63)):
+        assert float(values[row, peak]) == pytest.approx(1, abs=1e-14)
+    assert float(values[0, 1]) == pytest.approx(math.exp(-0.5), abs=1e-14)
+    wide, light = AngularBasis(64, 4.0, 1.0), AngularBasis(16, 1.0, 6.0)
+    assert wide.deviation == pytest.approx(8 / 63, abs=1e-15)
+    assert light.deviation == pytest.approx(2 / 15, abs=1e-15)
+    ends = light(torch.tensor([-1.0, 1.0], dtype=torch.float64))
+    assert float(ends[0, 0]) == pytest.approx(1, abs=1e-15)
+    assert float(ends[1, 15]) == pytest.approx(1, abs=1e-15)
+    assert float(ends[1, 14]) == pytest.approx(math.exp(-0.5), abs=1e-14)
+
+
+@pytest.mark.parametrize(("size", "width"), [(64, 4.0), (16, 1.0), (15, 2.0), (7, 1.0)])
+def test_factors_of_the_angular_basis(size, width):
+    basis = AngularBasis(size, width, 1.0)
+    for dtype, bound in ((torch.float64, 1e-14), (torch.float32, 3e-6)):
+        cosine = torch.linspace(-1, 1, 301, dtype=dtype)
+        factors = basis.factors(cosine)
+        coarse, fine = factors(cosine)
+        product = (coarse[:, :, None] * fine[:, None, :] * factors.constant).flatten(1)
+        torch.testing.assert_close(product, basis(cosine), rtol=0, atol=bound)
+
+
+def test_frames_are_right_handed_and_turn_with_the_crystal():
+    crystal, turn = zoo.random_crystal(3, atoms=5), zoo.rotation(2)
+    found = []
+    for c in (crystal, zoo.rotated(crystal, turn)):
+        (part,) = surroundings(Sphere(5.0, primitive=False)([c]), torch.float64).parts
+        order = torch.argsort(part.atom)
+        axes = strongest_axes(part, -part.squared[:, None, :], None)
+        found.append(axes.vectors[order])
+        product = axes.vectors @ axes.vectors.transpose(1, 2)
+        torch.testing.assert_close(product, torch.eye(3).double().expand_as(product), rtol=0, atol=1e-13)
+        torch.testing.assert_close(torch.linalg.det(axes.vectors), torch.ones(5).double(), rtol=0, atol=1e-13)
+    torch.testing.assert_close(found[1], found[0] @ torch.tensor(turn.T), rtol=0, atol=1e-13)
+
+
+def test_tied_frames_are_counted():
+    """Six directions times four at right angles, or twelve times two, or four times three."""
+    for crystal, count in ((zoo.nacl(), 24), (zoo.cu(), 24), (zoo.po(), 24), (zoo.si(), 12)):
+        (part,) = surroundings(Sphere(7.0)([crystal]), torch.float64).parts
+        axes = strongest_axes(part, -part.squared[:, None, :], None)
+        assert torch.bincount(axes.owner).tolist() == [count] * len(part.atom)
+        total = torch.zeros(len(part.atom)).double().index_add(0, axes.owner, axes.weight)
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("cls", [Crystalformer, CrystalFramer])
+def test_wider_spheres_change_nothing(cls):
+    crystals = [zoo.random_crystal(s) for s in (2, 4)] + [zoo.srtio3()]
+    values = {}
+    for reach in (5.0, 8.5):
+        torch.manual_seed(3)
+        model = cls(**SMALL, reach=reach).double().eval()
+        model.calibrate(crystals)
+        values[reach] = outputs(model, crystals)
+    assert np.abs(values[5.0] - values[8.5]).max() <= 1e-9
+
+
+def test_supercells_need_no_primitive_cell():
+    """Sums over images are converged sums: the reduction saves time and is not what makes them invariant."""
+    for cls in (Crystalformer, CrystalFramer):
+        model = make(cls)
+        model.graph = replace(model.graph, primitive=False)
+        small = outputs(model, [zoo.nacl(), CRYSTALS[0]])
+        large = outputs(model, [zoo.nacl_conventional(), CRYSTALS[0].supercell(np.diag([2, 1, 1]))])
+        assert np.abs(small - large).max() <= 1e-13
+
+
+@pytest.mark.parametrize("angles", ["default", "lightweight"])
+def test_gradients_of_parameters(angles):
+    """Central differences of float64 outputs, lightweight scales included."""
+    model = make(CrystalFramer, channels=4, heads=1, blocks=1, reach=1.5, angles=angles)
+    batch = model.graph([CRYSTALS[0]])
+    names = ["blocks.0.attention.distance", "blocks.0.attention.angular", "blocks.0.attention.score"]
+    names += ["blocks.0.attention.query.weight", "elements"]
+    own = dict(model.named_parameters())
+
+    def energy(*values):
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (batch,)).sum()
+
+    values = [own[name].detach().clone().requires_grad_() for name in names]
+    gradients = torch.autograd.grad(energy(*values), values)
+    generator = torch.Generator().manual_seed(0)
+    for which in range(len(names)):
+        along = torch.randn(values[which].shape, generator=generator, dtype=torch.float64)
+        up, down = ([*values[:which], values[which] + s * along, *values[which + 1 :]] for s in (1e-5, -1e-5))
+        with torch.no_grad():
+            slope = float(energy(*up) - energy(*down)) / 2e-5
+        assert float((gradients[which] * along).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-11)
+
+
+def test_no_angular_weights_is_the_baseline():
+    framer, former = make(CrystalFramer), make(Crystalformer)
+    weights = {k: v for k, v in framer.state_dict().items() if "angular" not in k}
+    former.load_state_dict(weights)
+    former.graph = framer.graph
+    with torch.no_grad():
+        for block in framer.blocks:
+            block.attention.angular.zero_()
+    assert (outputs(framer, CRYSTALS) == outputs(former, CRYSTALS)).all()
+
+
+def test_mirror_image_of_a_chiral_crystal():
+    chiral = [zoo.random_crystal(3, atoms=5), zoo.orthorhombic_motif()]
+    mirror = [zoo.mirrored(c) for c in chiral]
+    blind = make(Crystalformer)
+    assert np.abs(outputs(blind, chiral) - outputs(blind, mirror)).max() <= 1e-13
+    for dtype, least in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
+        model = make(CrystalFramer, dtype)
+        assert np.abs(outputs(model, chiral) - outputs(model, mirror)).min() >= least
+
+
+@pytest.mark.parametrize("frames", ["max", "static", "weighted_pca"])
+def test_frames_keep_the_symmetries(frames):
+    crystals = [*CRYSTALS, HCP, WURTZITE, zoo.srtio3(), zoo.si(), zoo.fe(), zoo.cu()]
+    model = make(CrystalFramer, frames=frames)
+    before = outputs(model, crystals)
+    for change in (
+        lambda c, i: zoo.rotated(c, zoo.rotation(i)),
+        zoo.shifted,
+        zoo.permuted,
+        zoo.unwrapped,
+        lambda c, i: zoo.rebased(c, zoo.unimodular(i)),
+        lambda c, i: c.supercell(np.diag([1, 2, 1])),
+    ):
+        after = outputs(model, [change(c, i) for i, c in enumerate(crystals)])
+        assert np.abs(before - after).max() <= 1e-12
+    chiral = [zoo.random_crystal(3, atoms=5), zoo.orthorhombic_motif()]
+    seen = np.abs(outputs(model, chiral) - outputs(model, [zoo.mirrored(c) for c in chiral]))
+    assert seen.max() <= 1e-12 if model.symmetry.reflection else seen.min() >= 1e-6
+
+
+@pytest.mark.parametrize("frames", ["max", "static", "weighted_pca"])
+def test_training_draws_tied_frames_and_evaluation_averages_them(frames):
+    """The mean over draws is the average of one layer; evaluation does not depend on any random state."""
+    model = make(CrystalFramer, frames=frames, blocks=1)
+    batch = model.graph([HCP, WURTZITE, zoo.random_crystal(2)])
+    with torch.no_grad():
+        average = model.embed(batch)
+        torch.manual_seed(1)
+        assert (model.embed(batch) == average).all()
+        attention = model.blocks[0].attention
+        around, x = surroundings(batch, torch.float64), model._embedded(batch.atomic_numbers)
+        exact = attention(x, around)
+        generator = torch.Generator().manual_seed(0)
+        draws = torch.stack([attention(x, around, generator) for _ in range(600)])
+        again = attention(x, around, torch.Generator().manual_seed(0))
+    assert (draws[0] == again).all()
+    spread = draws.std(0)
+    assert float(spread.max()) > 1e-5
+    assert float(((draws.mean(0) - exact).abs() - 5 * spread / 600**0.5).max()) <= 1e-12
+    model.train()
+    values = []
+    for seed in (0, 0, 1):
+        model.training_batch(batch, torch.Generator().manual_seed(seed))
+        values.append(model(batch).detach())
+    assert (values[0] == values[1]).all()
+    assert (values[0] != values[2]).any()
+
+
+def test_an_uncalibrated_model_refuses(tmp_path):
+    import facetry
+
+    model = Crystalformer(**SMALL)
+    with pytest.raises(ValueError, match=r"call model\.calibrate\(crystals\)"):
+        model(model.graph(CRYSTALS))
+    (result,) = facetry.predict(model, [zoo.nacl()])
+    assert result.status == "failed"
+    assert "calibrate" in result.message
+    model.calibrate(CRYSTALS)
+    again = Crystalformer(**SMALL)
+    again.load_state_dict(model.state_dict())
+    assert again.calibrated
+    assert (outputs(again.eval(), CRYSTALS) == outputs(model.eval(), CRYSTALS)).all()
+
+
+def test_the_first_training_batch_calibrates_and_no_other():
+    model = CrystalFramer(**SMALL).train()
+    generator = torch.Generator().manual_seed(0)
+    model.training_batch(model.graph(CRYSTALS[:2]), generator)
+    first = [b.attention.deviation.clone() for b in model.blocks]
+    model.training_batch(model.graph(CRYSTALS[2:]), generator)
+    assert all(a == b.attention.deviation for a, b in zip(first, model.blocks, strict=True))
+    explicit = CrystalFramer(**SMALL)
+    explicit.load_state_dict(model.state_dict())
+    explicit.calibrate(CRYSTALS[:2])
+    assert all(a == b.attention.deviation for a, b in zip(first, explicit.blocks, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "text"),
+    [
+        (Crystalformer, {"channels": 10, "heads": 4}, "divisible"),
+        (Crystalformer, {"blocks": 0}, "at least one block"),
+        (Crystalformer, {"reach": 0.0}, "reach above 0"),
+        (CrystalFramer, {"frames": "none"}, "weighted_pca"),
+        (CrystalFramer, {"angles": "heavy"}, "lightweight"),
+    ],
+)
+def test_wrong_options(cls, options, text):
+    with pytest.raises(ValueError, match=text):
+        cls(**options)
+
+
+def test_elements_beyond_the_table():
+    import facetry
+
+    heavy = Crystal(np.eye(3) * 4, [[0, 0, 0]], [101], name="Md")
+    model = make(Crystalformer)
+    results = facetry.predict(model, [zoo.nacl(), heavy])
+    assert [r.status for r in results] == ["ok", "failed"]
+    assert "101" in results[1].message
