@@ -20,6 +20,7 @@ Gaussian is cut off; gradients reach positions and lattice, and those of weights
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
