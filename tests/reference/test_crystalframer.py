@@ -12,7 +12,8 @@ import torch
 from facetry.crystal import Crystal
 from facetry.graph import Sphere
 from facetry.models import MODELS, Crystalformer, CrystalFramer
-from facetry.nn.dynamic_frames import AngularBasis, strongest_axes
+from facetry.nn.angular import AngularBasis
+from facetry.nn.dynamic_frames import strongest_axes
 from facetry.nn.lattice_attention import LARGEST_WIDTH, distance_basis, surroundings, tail
 from tests import crystals as zoo
 from tests.reference import plain_crystalframer as plain

@@ -30,7 +30,8 @@ from facetry.crystal import Crystal
 from facetry.graph.batch import Batch
 from facetry.graph.builders import Sphere
 from facetry.models.base import PropertyModel, Symmetry
-from facetry.nn.dynamic_frames import FRAMES, AngularBasis, Frames
+from facetry.nn.angular import AngularBasis
+from facetry.nn.dynamic_frames import FRAMES, Frames
 from facetry.nn.lattice_attention import (
     LARGEST_WIDTH,
     LatticeAttention,

@@ -21,7 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from facetry.graph.batch import Batch, offsets
-from facetry.nn.dynamic_frames import AngularBasis, Frames, Part, angular_sums
+from facetry.nn.angular import AngularBasis, angular_sums
+from facetry.nn.dynamic_frames import Frames, Part
 from facetry.nn.segment import segment_sum
 
 BASE_WIDTH = 1.4  # Å; r0, the tail length of an average query
