@@ -70,13 +70,16 @@ def max_frames(direction: torch.Tensor, logit: torch.Tensor):
     return found
 
 
-def forward(model, crystal) -> torch.Tensor:
-    """The outputs of a model with max frames or none on one crystal in the cell as given."""
+def forward(model, crystal, seen: dict | None = None) -> torch.Tensor:
+    """The outputs of a model with max frames or none on one crystal in the cell as given.
+
+    `seen` receives, for (layer, atom, head), senders, vectors, weights and frames.
+    """
     first = model.blocks[0].attention
     around = images(crystal, model.graph.cutoff, first.frames is not None)
     x = model.elements[torch.tensor(np.array(crystal.atomic_numbers)) - 1]
     mu = torch.arange(1, 65, dtype=torch.float64) * 0.21875
-    for block in model.blocks:
+    for layer, block in enumerate(model.blocks):
         a = block.attention
         shape = (len(x), a.heads, -1)
         q, k, v = a.query(x).view(shape), a.key(x).view(shape), a.value(x).view(shape)
@@ -92,10 +95,13 @@ def forward(model, crystal) -> torch.Tensor:
                 p = torch.softmax(logit, 0)
                 bases = torch.exp(-((d[:, None] - mu) ** 2) / (2 * 0.21875**2))
                 value = v[j, h] + a.distance_scale * bases @ a.distance[h].T
+                frames = [] if a.frames is None else max_frames(direction, logit)
+                if seen is not None:
+                    seen[layer, i, h] = (j, r, p, frames)
                 if a.frames is not None:
                     outside = torch.ones(len(d), 1, dtype=r.dtype)
                     outside[0] = 0
-                    for axes, weight in max_frames(direction, logit):
+                    for axes, weight in frames:
                         for m in range(3):
                             psi = angular(direction @ axes[m], a.angles.size, a.angles.width)
                             value = value + a.angles.scale * weight * outside * (psi @ a.angular[m, h].T)

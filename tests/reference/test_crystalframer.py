@@ -63,6 +63,38 @@ def test_outputs_and_gradients_are_those_of_the_plain_formula(cls, options):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("cls", [Crystalformer, CrystalFramer])
+def test_what_a_model_looks_at_is_what_the_plain_formula_weighs(cls):
+    """Attention on every image, and all tied frames, of each layer, atom and head."""
+    model = make(cls, reach=2.0)
+    crystals = [zoo.random_crystal(1, atoms=3), zoo.nacl(), zoo.srtio3()]
+    builder = replace(model.graph, primitive=False)
+    batch = builder(crystals)
+    with torch.no_grad():
+        look = model.look(batch)
+        torch.testing.assert_close(look.output, model(batch), rtol=0, atol=0)
+    assert all(block.attention.watcher is None for block in model.blocks)
+    vectors, center = batch.edge_vectors(), batch.graph.center
+    first = 0
+    for crystal in crystals:
+        seen = {}
+        plain.forward(model, crystal, seen)
+        for (layer, atom, head), (_, r, p, frames) in seen.items():
+            ours = look.layers[layer]
+            mine = center == first + atom
+            assert float(ours.attention[mine, head].sum()) == pytest.approx(1, abs=1e-12)
+            nearest = torch.cdist(vectors[mine], r.detach()).argmin(1)
+            assert len(nearest.unique()) == len(r) == len(nearest)
+            torch.testing.assert_close(ours.attention[mine, head], p[nearest].detach(), rtol=0, atol=1e-13)
+            chosen = ours.owner == (first + atom) * len(model.blocks[0].attention.score) + head
+            assert int(chosen.sum()) == len(frames)
+            for axes, weight in frames:
+                apart = (ours.axes[chosen] - axes).abs().amax((1, 2))
+                assert float(apart.min()) < 1e-9
+                assert float(ours.weight[chosen][apart.argmin()]) == pytest.approx(weight)
+        first += len(crystal)
+
+
 def test_a_crystal_with_gaps_keeps_its_frames():
     """A chain with wide gaps: the sphere grows until its neighbours span a plane."""
     chain = Crystal(np.diag([9.0, 9.5, 2.4]), [[0, 0, 0], [0.1, 0.03, 0.4]], [6, 16], name="chain")

@@ -20,6 +20,7 @@ Gaussian is cut off; gradients reach positions and lattice, and those of weights
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -31,7 +32,7 @@ from facetry.graph.batch import Batch
 from facetry.graph.builders import Sphere
 from facetry.models.base import PropertyModel, Symmetry
 from facetry.nn.angular import AngularBasis
-from facetry.nn.dynamic_frames import FRAMES, Frames
+from facetry.nn.dynamic_frames import FRAMES, Axes, Frames, Part
 from facetry.nn.lattice_attention import (
     LARGEST_WIDTH,
     LatticeAttention,
@@ -46,6 +47,52 @@ ANGLES = {  # basis, and the scale of distances beside it (Ito 2025, Appendix)
     "default": (AngularBasis(size=64, width=4.0, scale=1.0), 1.0),
     "lightweight": (AngularBasis(size=16, width=1.0, scale=6.0), 1.5),
 }
+
+
+@dataclass(frozen=True)
+class LayerLook:
+    """What one layer looked at: attention on every edge of the batch's graph, and the frames.
+
+    Weights of one atom's edges sum to one, as do those of one atom's and head's tied frames. Rows of `axes`
+    are e1, e2, e3 (Cartesian); one that is zero does not exist. Without frames the three are empty.
+    """
+
+    attention: Float[Tensor, "edges heads"]
+    owner: Int[Tensor, " frames"]  # atom · heads + head
+    axes: Float[Tensor, "frames 3 3"]
+    weight: Float[Tensor, " frames"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One forward pass: what it gave and what its layers looked at, first layer first."""
+
+    output: Float[Tensor, "crystals outputs"]
+    embedding: Float[Tensor, "crystals channels"]
+    layers: list[LayerLook]
+
+
+class _Watcher:
+    """Collects what one layer shows, part by part."""
+
+    def __init__(self, edges: int, attention: LatticeAttention) -> None:
+        self.heads = attention.heads
+        self.attention = attention.score.new_zeros((edges, self.heads))
+        self.frames: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __call__(self, part: Part, p: Tensor, axes: Axes | None) -> None:
+        self.attention[part.entry[part.present]] = p.detach().transpose(1, 2)[part.present]
+        if axes is not None:
+            row = torch.div(axes.owner, self.heads, rounding_mode="floor")
+            owner = part.atom[row] * self.heads + axes.owner % self.heads
+            self.frames.append((owner, axes.vectors.detach(), axes.weight.detach()))
+
+    def seen(self) -> LayerLook:
+        like = self.attention
+        none = (like.new_zeros(0).long(), like.new_zeros((0, 3, 3)), like.new_zeros(0))
+        owner, axes, weight = (torch.cat(t) for t in zip(*(self.frames or [none]), strict=True))
+        order = torch.argsort(owner, stable=True)
+        return LayerLook(self.attention, owner[order], axes[order], weight[order])
 
 
 class _LatticeTransformer(PropertyModel):
@@ -144,6 +191,19 @@ class _LatticeTransformer(PropertyModel):
         """Outputs and pooled vectors in one pass."""
         pooled = self.embed(batch)
         return self.out(torch.relu(self.hidden(pooled))), pooled
+
+    def look(self, batch: Batch) -> Look:
+        """`forward_with_embedding`, with the attention and the frames of every layer."""
+        layers = [block.attention for block in self.blocks]
+        watchers = [_Watcher(len(batch.require_graph()), layer) for layer in layers]
+        try:
+            for layer, watcher in zip(layers, watchers, strict=True):
+                layer.watcher = watcher
+            output, embedding = self.forward_with_embedding(batch)
+        finally:
+            for layer in layers:
+                layer.watcher = None
+        return Look(output, embedding, [watcher.seen() for watcher in watchers])
 
 
 class Crystalformer(_LatticeTransformer):

@@ -21,6 +21,7 @@ class Part:
     """Some atoms of a batch with their neighbour lists in rows; shorter lists are filled up."""
 
     atom: Int[Tensor, " rows"]
+    entry: Int[Tensor, "rows slots"]  # edges of the batch's graph
     pair: Int[Tensor, "rows slots"]
     present: Bool[Tensor, "rows slots"]
     candidate: Bool[Tensor, "rows slots"]  # present and not the atom itself

@@ -13,7 +13,7 @@ the neighbour list stand in padded rows, one an atom, atoms with similar counts 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from facetry.graph.batch import Batch, offsets
 from facetry.nn.angular import AngularBasis, angular_sums
-from facetry.nn.dynamic_frames import Frames, Part
+from facetry.nn.dynamic_frames import Axes, Frames, Part
 from facetry.nn.segment import segment_sum
 
 BASE_WIDTH = 1.4  # Å; r0, the tail length of an average query
@@ -78,6 +78,7 @@ def surroundings(batch: Batch, dtype: torch.dtype) -> Surroundings:
         parts.append(
             Part(
                 atom=atom,
+                entry=entry,
                 pair=pair[entry],
                 present=present,
                 candidate=present & ~own[entry],
@@ -103,7 +104,10 @@ class LatticeAttention(nn.Module):
 
     `angles` and `frames` (both or none) add the angular part. The scores that set the tail length are
     standardised by `mean` and `deviation`, which are measured once and stay; deviation 0 says not yet.
+    A `watcher` is shown the weights p of every part, (rows, heads, slots), and the axes chosen by them.
     """
+
+    watcher: Callable[[Part, Tensor, Axes | None], None] | None = None
 
     mean: Tensor
     deviation: Tensor
@@ -180,10 +184,13 @@ class LatticeAttention(nn.Module):
             p = torch.softmax(logits, 2)
             share = share.index_add(0, part.pair.flatten(), p.transpose(1, 2).flatten(0, 1))
             psi = self.distance_scale * torch.einsum("nhk,hwk->nhw", torch.bmm(p, part.basis), self.distance)
+            axes = None
             if self.frames is not None and self.angles is not None:
                 axes = self.frames(part, logits, p, generator)
                 sums = angular_sums(p, part, axes, self.angles)
                 psi = psi + self.angles.scale * torch.einsum("nhmk,mhwk->nhw", sums, self.angular)
+            if self.watcher is not None:
+                self.watcher(part, p, axes)
             positions.append(psi)
         values = segment_sum(share[:, :, None] * v.index_select(0, j), i, len(q))
         return values + torch.cat(positions).index_select(0, around.row)
