@@ -83,7 +83,7 @@ def settings() -> str:
 
 def lattice_settings() -> str:
     """The recipes of Crystalformer and CrystalFramer that ship."""
-    columns = ("recipe", "blocks", "frames", "angles", "rate", "loss", "batch", "epochs", "averaged epochs")
+    columns = ("recipe", "blocks", "frames", "angles", "rate", "schedule", "loss", "batch", "epochs", "averaged")
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for name, model, training in _recipes("crystal"):
         framed = model["name"] == "crystalframer"
@@ -93,10 +93,11 @@ def lattice_settings() -> str:
             model.get("frames", "max") if framed else "",
             model.get("angles", "default") if framed else "",
             f"{training['learning_rate']:g}",
+            training["schedule"],
             training["loss"],
             training["batch_size"],
             training["epochs"],
-            training["averaging_epochs"],
+            f"{training['averaging_epochs']} epochs" if training["averaging"] == "mean" else training["averaging"],
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
