@@ -64,25 +64,33 @@ OPERATIONS = {
     "supercell": lambda c, i: c.supercell(np.array([[1, 1, 0], [-1, 1, 0], [0, 0, 1]])),
     "reflection": lambda c, i: zoo.rotated(c, -zoo.rotation(i)),
 }
-VARIANTS = [
-    *[
-        (name, {"construction": c})
-        for name in sorted(MODELS)
-        for c in ("canonical", "continuous", "published")
+CONSTRUCTIONS = [{"construction": c} for c in ("canonical", "continuous", "published")]
+VARIANTS = {  # beside the defaults; a model without options of its own brings none
+    "icomformer": [
+        *CONSTRUCTIONS,
+        {"edge_layer": False},
+        {"edge_layer": False, "construction": "published"},
+        {"layers": 1},
     ],
-    ("icomformer", {"edge_layer": False}),
-    ("icomformer", {"edge_layer": False, "construction": "published"}),
-    ("icomformer", {"layers": 1}),
-    ("ecomformer", {"pseudoscalar": True}),
-    ("ecomformer", {"pseudoscalar": True, "degree": 1}),
-    ("ecomformer", {"degree": 0}),
-    ("ecomformer", {"degree": 1}),
-]
+    "ecomformer": [
+        *CONSTRUCTIONS,
+        {"pseudoscalar": True},
+        {"pseudoscalar": True, "degree": 1},
+        {"degree": 0},
+        {"degree": 1},
+    ],
+    "crystalformer": [{"blocks": 1}],
+    "crystalframer": [
+        {"angles": "lightweight"},
+        {"frames": "static", "angles": "lightweight"},
+        {"frames": "weighted_pca", "angles": "lightweight"},
+    ],
+}
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {}) for name in sorted(MODELS)] + VARIANTS,
+    [(name, options) for name in sorted(MODELS) for options in ({}, *VARIANTS.get(name, []))],
     ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())) or "default",
 )
 def test_symmetry_is_what_is_declared(name, options):
