@@ -83,8 +83,8 @@ def settings() -> str:
 
 def lattice_settings() -> str:
     """The recipes of Crystalformer and CrystalFramer that ship."""
-    columns = ("recipe", "blocks", "frames", "angles", "rate", "schedule", "loss", "batch", "epochs", "averaged")
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    columns = "recipe|blocks|frames|angles|rate|schedule|loss|batch|epochs|averaged"
+    lines = [f"| {columns.replace('|', ' | ')} |", f"|{'---|' * (columns.count('|') + 1)}"]
     for name, model, training in _recipes("crystal"):
         framed = model["name"] == "crystalframer"
         cells = (
@@ -97,7 +97,9 @@ def lattice_settings() -> str:
             training["loss"],
             training["batch_size"],
             training["epochs"],
-            f"{training['averaging_epochs']} epochs" if training["averaging"] == "mean" else training["averaging"],
+            f"{training['averaging_epochs']} epochs"
+            if "averaging_epochs" in training
+            else training["averaging"],
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
