@@ -1,6 +1,6 @@
 """The tables of the README, made from what benchmarks and runs left: `python -m benchmarks.tables`.
 
-accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it
+accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of all folds
 speed      benchmarks/speed/results/*.json
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 import tomllib
 from pathlib import Path
@@ -25,17 +26,29 @@ def accuracy() -> str:
     ]
     for path in sorted((ROOT / "accuracy").glob("*.toml")):
         row = tomllib.loads(path.read_text())
-        receipt = json.loads((ROOT / "accuracy" / row["receipt"]).read_text())
-        mae, low, high = receipt["metrics"]["test"][0]["mae"]
+        names = row.get("receipts") or [row["receipt"]]
+        receipts = [json.loads((ROOT / "accuracy" / name).read_text()) for name in names]
+        scores = [receipt["metrics"]["test"][0]["mae"] for receipt in receipts]
+        digits, unit = row.get("digits", 4), row["unit"]
+        value = f"{statistics.mean(score[0] for score in scores):.{digits}f}"
+        if len(scores) > 1:
+            value += f" ± {statistics.stdev(score[0] for score in scores):.{digits}f}"
+            spread = f"{len(scores)} folds"
+        else:
+            spread = f"{scores[0][1]:.{digits}f} to {scores[0][2]:.{digits}f}"
         published = ", ".join(f"{name} {value}" for name, value in row.get("published", {}).items())
-        hardware = receipt["hardware"]
+        hardware = receipts[0]["hardware"]
+        minutes = sum(receipt["seconds"] for receipt in receipts) / 60
         run = (
-            f"{row['run']}; {receipt['seconds'] / 60:.0f} min on {hardware['threads']} thread"
+            f"{row['run']}; {minutes:.0f} min on {hardware['threads']} thread"
             f"{'s' if hardware['threads'] > 1 else ''} of {hardware['cpu']}"
         )
+        links = ", ".join(
+            f"[{'receipt' if len(names) == 1 else number}](benchmarks/accuracy/{name})"
+            for number, name in enumerate(names)
+        )
         lines.append(
-            f"| {row['data']} | {row['model']} | {mae:.4f} {row['unit']} | {low:.4f} to {high:.4f} |"
-            f" {published or 'none'} | {run} | [receipt](benchmarks/accuracy/{row['receipt']}) |"
+            f"| {row['data']} | {row['model']} | {value} {unit} | {spread} | {published or 'none'} | {run} | {links} |"
         )
     return "\n".join(lines)
 
