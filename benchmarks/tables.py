@@ -48,7 +48,8 @@ def accuracy() -> str:
             for number, name in enumerate(names)
         )
         lines.append(
-            f"| {row['data']} | {row['model']} | {value} {unit} | {spread} | {published or 'none'} | {run} | {links} |"
+            f"| {row['data']} | {row['model']} | {value} {unit} | {spread} | {published or 'none'} |"
+            f" {run} | {links} |"
         )
     return "\n".join(lines)
 
