@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from facetry.nn.dynamic_frames import Axes, Part
 
-_CHUNK_NUMBERS = 1 << 18  # values of the angular bases that exist at once on the CPU
+_CHUNK_NUMBERS = 1 << 19  # values of the two factors that exist at once on the CPU: about its cache
 _CHUNK_NUMBERS_GPU = 1 << 26
 
 
@@ -39,32 +38,49 @@ class AngularBasis:
 
 
 class Factors:
-    """Coarse and fine factors of an angular basis: basis = coarse ⊗ fine · constant."""
+    """Coarse and fine factors of an angular basis: basis = coarse ⊗ fine · constant.
+
+    With μ = A + kδ, coarse centres A and whole numbers k, a Gaussian factorises:
+        exp(-(c - μ)²/2w²) = exp(-(c - A)²/2w²) · exp(cδ/w²)^k · exp(-(A kδ + (kδ)²/2)/w²)
+    The fine factors are powers, thus products. A group spans at most four widths: its powers stay within
+    e^±16, and an error of the exponential is raised to the eighth power at most.
+    """
 
     def __init__(self, basis: AngularBasis, like: Tensor) -> None:
-        few = next(n for n in range(math.isqrt(basis.size), 0, -1) if basis.size % n == 0)
-        centers = torch.linspace(-1, 1, basis.size, dtype=torch.float64).view(-1, few)
-        coarse = centers.mean(1)
+        most = max(1, int(4 * basis.width))
+        self.powers = max(n for n in range(1, most + 1) if basis.size % n == 0)
+        self.below = self.powers // 2  # negative powers
+        centers = torch.linspace(-1, 1, basis.size, dtype=torch.float64).view(-1, self.powers)
+        coarse = centers[:, self.below]
         fine = centers[0] - coarse[0]
         self.half = 0.5 / basis.deviation**2
-        self.centers = centers.to(like)
-        self.coarse = coarse.to(like)
-        self.slope = (fine * (2 * self.half)).to(like)
+        self.slope = 2 / (basis.size - 1) / basis.deviation**2
+        self.centers, self.coarse = centers.to(like), coarse.to(like)
         self.constant = torch.exp(-self.half * (2 * coarse[:, None] * fine + fine**2)).to(like)
 
     def __call__(
         self, cosine: Float[Tensor, "*entries"]
-    ) -> tuple[Float[Tensor, "*entries coarse"], Float[Tensor, "*entries fine"]]:
-        coarse = (cosine[..., None] - self.coarse).square_().mul_(-self.half).exp_()
-        return coarse, (cosine[..., None] * self.slope).exp_()
+    ) -> tuple[Float[Tensor, "coarse *entries"], Float[Tensor, "fine *entries"]]:
+        coarse = cosine - self.coarse.view(-1, *[1] * cosine.dim())
+        coarse.square_().mul_(-self.half).exp_()
+        fine = cosine.new_empty((self.powers, *cosine.shape))
+        upper = fine[self.below :]
+        upper[0] = 1
+        power, done = torch.exp(cosine * self.slope), 1
+        while done < len(upper):
+            more = min(done, len(upper) - done)
+            torch.mul(upper[:more], power, out=upper[done : done + more])
+            power, done = power.square(), done + more
+        if self.below:
+            lowest = torch.exp(cosine * (-self.below * self.slope))
+            torch.mul(upper[: self.below], lowest, out=fine[: self.below])
+        return coarse, fine
 
 
 class _Sums(torch.autograd.Function):
-    """Σ_s p[f, s] b(c[f, m, s]) in chunks of frames, which are computed again on the way back.
+    """Σ_s p[f, s] b(c[f, m, s]) as products of the two factors, in chunks of frames.
 
-    With μ = A + B, coarse centres A and fine offsets B, a Gaussian factorises:
-        exp(-(c - μ)²/2w²) = exp(-(c - A)²/2w²) · exp(c B/w²) · exp(-(A B + B²/2)/w²)
-    so a sum of all Gaussians is a product of two thin matrices: 16 exponentials instead of 64.
+    The factors, 20 numbers for 64 Gaussians, are computed again on the way back.
     """
 
     @staticmethod
@@ -75,7 +91,8 @@ class _Sums(torch.autograd.Function):
         out = []
         for weight, c in zip(p.split(chunk), cosine.split(chunk), strict=True):
             coarse, fine = factors(c)
-            out.append(torch.matmul((coarse * weight[:, None, :, None]).transpose(2, 3), fine))
+            coarse *= weight[:, None]
+            out.append(torch.matmul(coarse.permute(1, 2, 0, 3), fine.permute(1, 2, 3, 0)))
         return (torch.cat(out) * factors.constant).flatten(2)
 
     @staticmethod
@@ -87,12 +104,12 @@ class _Sums(torch.autograd.Function):
         slope = ctx.needs_input_grad[1]
         by_p, by_cosine = [], []
         for weight, c, g in zip(*(t.split(ctx.chunk) for t in (p, cosine, gradient)), strict=True):
-            coarse, fine = factors(c)
-            value = (torch.matmul(fine, g.transpose(2, 3)) * coarse).sum(3)
+            coarse, fine = (t.permute(1, 2, 0, 3) for t in factors(c))
+            value = torch.matmul(g, fine).mul_(coarse).sum(2)
             by_p.append(value.sum(1))
             if slope:  # d/dc of a Gaussian is (μ - c)/w² times itself
-                moved = (torch.matmul(fine, (g * factors.centers).transpose(2, 3)) * coarse).sum(3)
-                by_cosine.append(weight[:, None, :] * (moved - c * value) / ctx.basis.deviation**2)
+                moved = torch.matmul(g * factors.centers, fine).mul_(coarse).sum(2)
+                by_cosine.append(weight[:, None] * (moved - c * value) / ctx.basis.deviation**2)
         return torch.cat(by_p), torch.cat(by_cosine) if slope else None, None, None
 
 
@@ -115,7 +132,7 @@ def angular_sums(
         atom = torch.div(axes.owner, heads, rounding_mode="floor")
         cosine = torch.bmm(vectors, direction.index_select(0, atom).transpose(1, 2))
     numbers = _CHUNK_NUMBERS if p.device.type == "cpu" else _CHUNK_NUMBERS_GPU
-    chunk = max(1, numbers // (3 * slots * 2 * math.isqrt(basis.size)))
+    chunk = max(1, numbers // (3 * slots * 20))
     sums = _Sums.apply(weighted, cosine, basis, chunk)
     exists = (axes.vectors.detach() != 0).any(2)
     sums = sums * (exists * axes.weight[:, None]).to(p.dtype)[:, :, None]
