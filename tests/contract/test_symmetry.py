@@ -79,7 +79,12 @@ VARIANTS = {  # beside the defaults; a model without options of its own brings n
         {"degree": 0},
         {"degree": 1},
     ],
-    "crystalformer": [{"blocks": 1}],
+    "crystalformer": [
+        {"blocks": 1},
+        {"reciprocal": "heads"},
+        {"reciprocal": "blocks"},
+        {"value_positions": False},
+    ],
     "crystalframer": [
         {"angles": "lightweight"},
         {"frames": "static", "angles": "lightweight"},

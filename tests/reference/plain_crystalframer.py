@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 R0, B, BETA, TAU = 1.4, 0.5, 0.1, 1e-8
+FOURIER_R0, FLOOR = 2.2, 1e-6
+FOURIER_CUTOFF = (2 * np.log(1e9)) ** 0.5 / (FOURIER_R0 * B**0.5)
 
 
 def images(crystal, cutoff: float, spanning: bool):
@@ -70,6 +72,19 @@ def max_frames(direction: torch.Tensor, logit: torch.Tensor):
     return found
 
 
+def fourier_logarithms(crystal, i: int, variance: torch.Tensor, cutoff: float, floor: float):
+    """α_ij of the paper for receiver i with its σ², over all wave vectors within a sphere."""
+    lattice = torch.tensor(np.array(crystal.lattice))
+    position = torch.tensor(np.array(crystal.frac_coords)) @ lattice
+    bound = [int(cutoff * float(a.norm()) / (2 * torch.pi) + 1) for a in lattice]
+    m = torch.cartesian_prod(*[torch.arange(-b, b + 1) for b in bound]).double()
+    g = 2 * torch.pi * m @ torch.linalg.inv(lattice).T
+    g = g[g.norm(dim=1) <= cutoff]
+    waves = ((position - position[i]) @ g.T).cos()
+    total = waves @ torch.exp(-variance * (g**2).sum(1) / 2) + floor
+    return total.log() + 1.5 * torch.log(2 * torch.pi * variance) - torch.linalg.det(lattice).abs().log()
+
+
 def forward(model, crystal, seen: dict | None = None) -> torch.Tensor:
     """The outputs of a model with max frames or none on one crystal in the cell as given.
 
@@ -91,10 +106,16 @@ def forward(model, crystal, seen: dict | None = None) -> torch.Tensor:
             for h in range(a.heads):
                 z = ((q[i, h] * a.score[h]).sum() - a.mean) / a.deviation
                 rho = (1 - B) * torch.nn.functional.elu(z * BETA / (1 - B)) + 1
+                if h >= a.real_heads:
+                    alpha = fourier_logarithms(crystal, i, rho * FOURIER_R0**2, FOURIER_CUTOFF, FLOOR)
+                    heads.append(torch.softmax(k[:, h] @ q[i, h] / q.shape[2] ** 0.5 + alpha, 0) @ v[:, h])
+                    continue
                 logit = (k[j, h] @ q[i, h]) / q.shape[2] ** 0.5 - d**2 * rho / R0**2 / 2
                 p = torch.softmax(logit, 0)
-                bases = torch.exp(-((d[:, None] - mu) ** 2) / (2 * 0.21875**2))
-                value = v[j, h] + a.distance_scale * bases @ a.distance[h].T
+                value = v[j, h]
+                if a.distance is not None:
+                    bases = torch.exp(-((d[:, None] - mu) ** 2) / (2 * 0.21875**2))
+                    value = value + a.distance_scale * bases @ a.distance[h].T
                 frames = [] if a.frames is None else max_frames(direction, logit)
                 if seen is not None:
                     seen[layer, i, h] = (j, r, p, frames)

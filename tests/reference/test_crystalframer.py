@@ -48,7 +48,15 @@ def outputs(model, crystals) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("cls", "options"),
-    [(Crystalformer, {}), (CrystalFramer, {}), (CrystalFramer, {"angles": "lightweight"})],
+    [
+        (Crystalformer, {}),
+        (Crystalformer, {"value_positions": False}),
+        (Crystalformer, {"reciprocal": "heads"}),
+        (Crystalformer, {"reciprocal": "blocks"}),
+        (Crystalformer, {"reciprocal": "heads", "value_positions": False}),
+        (CrystalFramer, {}),
+        (CrystalFramer, {"angles": "lightweight"}),
+    ],
 )
 def test_outputs_and_gradients_are_those_of_the_plain_formula(cls, options):
     """Aggregating before projecting, pairs, padding, chunks and tied frames change nothing; the lightweight
@@ -129,6 +137,10 @@ def test_isolated_atoms_attend_to_themselves():
     [
         ("crystalformer", {}, 853_505),
         ("crystalformer", {"blocks": 8}, 1_677_825),
+        ("crystalformer", {"reciprocal": "heads"}, 837_121),
+        ("crystalformer", {"reciprocal": "blocks", "blocks": 8}, 1_645_057),
+        ("crystalformer", {"value_positions": False}, 820_737),
+        ("crystalformer", {"value_positions": False, "blocks": 8}, 1_612_289),
         ("crystalframer", {}, 951_809),
         ("crystalframer", {"blocks": 8}, 1_874_433),
         ("crystalframer", {"angles": "lightweight"}, 878_081),
@@ -382,6 +394,9 @@ def test_the_first_training_batch_calibrates_and_no_other():
         (Crystalformer, {"channels": 10, "heads": 4}, "divisible"),
         (Crystalformer, {"blocks": 0}, "at least one block"),
         (Crystalformer, {"reach": 0.0}, "reach above 0"),
+        (Crystalformer, {"reciprocal": "half"}, "of none, heads, blocks, came 'half'"),
+        (Crystalformer, {"reciprocal": "heads", "channels": 16, "heads": 1}, "two heads"),
+        (Crystalformer, {"reciprocal": "blocks", "blocks": 1}, "two blocks"),
         (CrystalFramer, {"frames": "none"}, "weighted_pca"),
         (CrystalFramer, {"angles": "heavy"}, "lightweight"),
     ],

@@ -22,3 +22,16 @@ def ranges(starts: Int[Tensor, " groups"], counts: Int[Tensor, " groups"]) -> In
     counts = counts.long()
     shift = torch.repeat_interleave(starts.long() - torch.cumsum(counts, 0) + counts, counts)
     return torch.arange(len(shift), device=shift.device) + shift
+
+
+def grids(
+    low: Int[Tensor, "groups axes"], high: Int[Tensor, "groups axes"]
+) -> tuple[Int[Tensor, " items"], Int[Tensor, "items axes"]]:
+    """Every integer point low <= n <= high of every group's box, the last axis fastest, and its group."""
+    span = high - low + 1
+    below = torch.cat([span, torch.ones_like(span[:, :1])], 1).flip(1).cumprod(1).flip(1)
+    group = group_index(below[:, 0])
+    rank = ranges(torch.zeros_like(below[:, 0]), below[:, 0])
+    step = below[group]
+    place = torch.div(rank[:, None] % step[:, :-1], step[:, 1:], rounding_mode="floor")
+    return group, place + low[group]

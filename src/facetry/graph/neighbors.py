@@ -19,7 +19,7 @@ import vesin
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import grids, group_index, offsets, ranges
 from facetry.geometry.reduction import minkowski_reduce
 from facetry.graph.batch import Batch, PeriodicGraph
 
@@ -142,20 +142,7 @@ def _pairs_torch(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
     reach = cutoff + longest + 1e-6
     heights = 1.0 / torch.linalg.inv(batch.lattice).norm(dim=1)
     half = torch.floor(reach[:, None] / heights + 1e-9).long()
-    span = 2 * half + 1
-    boxes = span.prod(1)
-    crystal = group_index(boxes)
-    rank = ranges(torch.zeros_like(boxes), boxes)
-    width = span[crystal]
-    point = torch.stack(
-        [
-            torch.div(rank, width[:, 1] * width[:, 2], rounding_mode="floor"),
-            torch.div(rank, width[:, 2], rounding_mode="floor") % width[:, 1],
-            rank % width[:, 2],
-        ],
-        1,
-    )
-    point = point - half[crystal]
+    crystal, point = grids(-half, half)
     vector = torch.einsum("pa,pab->pb", point.to(dtype), batch.lattice[crystal])
     near = torch.nonzero(vector.norm(dim=1) <= reach[crystal])[:, 0]
     point, vector = point[near], vector[near]

@@ -23,11 +23,14 @@ from torch import Tensor, nn
 from facetry.graph.batch import Batch, offsets
 from facetry.nn.angular import AngularBasis, angular_sums
 from facetry.nn.dynamic_frames import Axes, Frames, Part
+from facetry.nn.reciprocal import Waves, fourier_attention
 from facetry.nn.segment import segment_sum
 
 BASE_WIDTH = 1.4  # Å; r0, the tail length of an average query
 LEAST, SLOPE = 0.5, 0.1  # b and β of the tail length
 LARGEST_WIDTH = BASE_WIDTH / math.sqrt(LEAST)  # Å; no tail is longer
+FOURIER_WIDTH = 2.2  # Å; r̃0, the tail length of an average query in a Fourier head
+NARROWEST_FOURIER = FOURIER_WIDTH * math.sqrt(LEAST)  # Å; no tail is shorter there
 DISTANCES, FARTHEST = 64, 10 * BASE_WIDTH  # number of distance Gaussians, centre of the last in Å
 _ROW_ENTRIES = 1 << 15  # entries of the neighbour list that are worked on at once
 
@@ -40,6 +43,7 @@ class Surroundings:
     row: Int[Tensor, " atoms"]  # where the rows of the parts, one after the other, hold each atom
     pair_center: Int[Tensor, " pairs"]
     pair_neighbor: Int[Tensor, " pairs"]
+    waves: Waves | None = None  # for Fourier heads
 
 
 def distance_basis(r: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries basis"]:
@@ -93,10 +97,19 @@ def surroundings(batch: Batch, dtype: torch.dtype) -> Surroundings:
     return Surroundings(parts, row, center, key - center * atoms)
 
 
+def _factor(scaled: Float[Tensor, "*items"]) -> Float[Tensor, "*items"]:
+    """ρ of a standardised query score, one at zero and never below a half (Taniai 2024, Eq. 9)."""
+    return (1 - LEAST) * nn.functional.elu(scaled * (SLOPE / (1 - LEAST))) + 1
+
+
 def tail(scaled: Float[Tensor, "*items"]) -> Float[Tensor, "*items"]:
     """1/σ² in 1/Å² of a standardised query score; σ never exceeds 1.98 Å (Taniai 2024, Eq. 9)."""
-    rho = (1 - LEAST) * nn.functional.elu(scaled * (SLOPE / (1 - LEAST))) + 1
-    return rho / BASE_WIDTH**2
+    return _factor(scaled) / BASE_WIDTH**2
+
+
+def fourier_variance(scaled: Float[Tensor, "*items"]) -> Float[Tensor, "*items"]:
+    """σ² in Å² of a standardised query score in a Fourier head, where ρ multiplies; σ is 1.56 Å at least."""
+    return _factor(scaled) * FOURIER_WIDTH**2
 
 
 class LatticeAttention(nn.Module):
@@ -104,6 +117,8 @@ class LatticeAttention(nn.Module):
 
     `angles` and `frames` (both or none) add the angular part. The scores that set the tail length are
     standardised by `mean` and `deviation`, which are measured once and stay; deviation 0 says not yet.
+    The last `fourier_heads` heads sum over images in reciprocal space; their values have no positions, nor
+    have the others' without `positions`.
     A `watcher` is shown the weights p of every part, (rows, heads, slots), and the axes chosen by them.
     """
 
@@ -120,6 +135,8 @@ class LatticeAttention(nn.Module):
         distance_scale: float = 1.0,
         angles: AngularBasis | None = None,
         frames: Frames | None = None,
+        positions: bool = True,
+        fourier_heads: int = 0,
     ) -> None:
         super().__init__()
         if channels % heads:
@@ -130,7 +147,10 @@ class LatticeAttention(nn.Module):
         self.value = nn.Linear(channels, channels)
         self.out = nn.Linear(channels, channels)
         self.score = nn.Parameter(torch.empty(heads, width))
-        self.distance = nn.Parameter(torch.empty(heads, width, DISTANCES))
+        self.real_heads = heads - fourier_heads
+        self.distance = None
+        if positions and self.real_heads:
+            self.distance = nn.Parameter(torch.empty(self.real_heads, width, DISTANCES))
         self.distance_scale = distance_scale
         self.angles, self.frames = angles, frames
         if angles is not None:
@@ -157,7 +177,18 @@ class LatticeAttention(nn.Module):
             for layer in (self.query, self.key, self.value)
         )
         with torch.autocast(x.device.type, enabled=False):
-            y = self._gather(q, k, v, around, generator, measure)
+            scores = (q * self.score).sum(2)
+            if measure:
+                self.measure(scores)
+            scores = (scores - self.mean) / self.deviation
+            real, gathered = self.real_heads, []
+            if real:
+                near = (t[:, :real] for t in (q, k, v, scores))
+                gathered.append(self._gather(*near, around, generator))
+            if around.waves is not None and real < self.heads:
+                q, k, v, scores = (t[:, real:] for t in (q, k, v, scores))
+                gathered.append(fourier_attention(q, k, v, fourier_variance(scores), around.waves))
+            y = torch.cat(gathered, 1)
         return self.out(y.flatten(1))
 
     def _gather(
@@ -165,14 +196,11 @@ class LatticeAttention(nn.Module):
         q: Float[Tensor, "atoms heads width"],
         k: Float[Tensor, "atoms heads width"],
         v: Float[Tensor, "atoms heads width"],
+        scores: Float[Tensor, "atoms heads"],
         around: Surroundings,
         generator: torch.Generator | None,
-        measure: bool,
     ) -> Float[Tensor, "atoms heads width"]:
-        scores = (q * self.score).sum(2)
-        if measure:
-            self.measure(scores)
-        steepness = tail((scores - self.mean) / self.deviation) / 2
+        steepness = tail(scores) / 2
         i, j = around.pair_center, around.pair_neighbor
         dots = (q.index_select(0, i) * k.index_select(0, j)).sum(2) / math.sqrt(q.shape[2])
         share = torch.zeros_like(dots)
@@ -183,17 +211,20 @@ class LatticeAttention(nn.Module):
             logits = (logits - decay).masked_fill(~part.present[:, None, :], -torch.inf)
             p = torch.softmax(logits, 2)
             share = share.index_add(0, part.pair.flatten(), p.transpose(1, 2).flatten(0, 1))
-            psi = self.distance_scale * torch.einsum("nhk,hwk->nhw", torch.bmm(p, part.basis), self.distance)
-            axes = None
+            axes = psi = None
+            if self.distance is not None:
+                sums = torch.bmm(p, part.basis)
+                psi = self.distance_scale * torch.einsum("nhk,hwk->nhw", sums, self.distance)
             if self.frames is not None and self.angles is not None:
                 axes = self.frames(part, logits, p, generator)
                 sums = angular_sums(p, part, axes, self.angles)
                 psi = psi + self.angles.scale * torch.einsum("nhmk,mhwk->nhw", sums, self.angular)
             if self.watcher is not None:
                 self.watcher(part, p, axes)
-            positions.append(psi)
+            if psi is not None:
+                positions.append(psi)
         values = segment_sum(share[:, :, None] * v.index_select(0, j), i, len(q))
-        return values + torch.cat(positions).index_select(0, around.row)
+        return values + torch.cat(positions).index_select(0, around.row) if positions else values
 
 
 def _rows(dots: Float[Tensor, "pairs heads"], pair: Int[Tensor, "rows slots"]) -> Tensor:
@@ -240,7 +271,7 @@ def t_fixup(blocks: Sequence[LatticeBlock]) -> None:
         for layer in (attention.value, attention.out, block.wide, block.narrow):
             layer.weight.mul_(shrink)
         nn.init.normal_(attention.score, std=attention.score.shape[1] ** -0.5)
-        positions = [attention.distance]
+        positions = [] if attention.distance is None else [attention.distance]
         if attention.angles is not None:
             positions += list(attention.angular)
         for weight in positions:  # fans of the matrix of all heads
