@@ -357,6 +357,12 @@ def test_training_draws_tied_frames_and_evaluation_averages_them(frames):
         values.append(model(batch).detach())
     assert (values[0] == values[1]).all()
     assert (values[0] != values[2]).any()
+    model.eval()  # a quick validation draws too, and only once
+    model.training_batch(batch, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (model(batch) == values[0]).all()
+        assert (model(batch) != values[0]).any()
+        assert (model.embed(batch) == average).all()
 
 
 def test_an_uncalibrated_model_refuses(tmp_path):

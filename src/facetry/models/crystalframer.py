@@ -158,8 +158,8 @@ class _LatticeTransformer(PropertyModel):
             self._atoms(self.graph(crystals).to(self.device), None, measure=True)
 
     def training_batch(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch as it is; the first one calibrates, and the generator draws tied frames from now on
-        while the model is in training mode."""
+        """The batch as it is; the first one calibrates, and the generator draws tied frames in the next pass
+        instead of their average: of a training step, or of a quick validation."""
         if not self.calibrated:
             with torch.no_grad():
                 self._atoms(batch, None, measure=True)
@@ -172,7 +172,8 @@ class _LatticeTransformer(PropertyModel):
                 f"{self.name}: the tail lengths of this untrained model have no statistics yet; call"
                 " model.calibrate(crystals) with some crystals of the training set, or train it"
             )
-        return self._atoms(batch, self._generator if self.training else None)
+        generator, self._generator = self._generator, None
+        return self._atoms(batch, generator)
 
     def _atoms(
         self, batch: Batch, generator: torch.Generator | None, measure: bool = False
