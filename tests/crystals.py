@@ -158,7 +158,7 @@ def rotation(seed: int) -> np.ndarray:
 
 def rotated(c: Crystal, matrix: np.ndarray) -> Crystal:
     """Every Cartesian vector r becomes r @ matrix.T; works for reflections too."""
-    return Crystal(c.lattice @ matrix.T, c.frac_coords, c.atomic_numbers, name=c.name)
+    return c.replace(lattice=c.lattice @ matrix.T)
 
 
 def mirrored(c: Crystal) -> Crystal:
@@ -167,17 +167,20 @@ def mirrored(c: Crystal) -> Crystal:
 
 def shifted(c: Crystal, seed: int) -> Crystal:
     shift = np.random.default_rng(seed).uniform(-2, 2, 3)
-    return Crystal(c.lattice, c.frac_coords + shift, c.atomic_numbers, name=c.name)
+    return c.replace(frac_coords=c.frac_coords + shift)
 
 
 def permuted(c: Crystal, seed: int) -> Crystal:
     order = np.random.default_rng(seed).permutation(len(c))
-    return Crystal(c.lattice, c.frac_coords[order], c.atomic_numbers[order], name=c.name)
+    shares = None if c.occupancies is None else [c.occupancies[i] for i in order]
+    return c.replace(
+        frac_coords=c.frac_coords[order], atomic_numbers=c.atomic_numbers[order], occupancies=shares
+    )
 
 
 def unwrapped(c: Crystal, seed: int) -> Crystal:
     steps = np.random.default_rng(seed).integers(-3, 4, size=(len(c), 3))
-    return Crystal(c.lattice, c.frac_coords + steps, c.atomic_numbers, name=c.name)
+    return c.replace(frac_coords=c.frac_coords + steps)
 
 
 def unimodular(seed: int, bound: int = 5) -> np.ndarray:
@@ -192,4 +195,4 @@ def unimodular(seed: int, bound: int = 5) -> np.ndarray:
 def rebased(c: Crystal, matrix: np.ndarray) -> Crystal:
     """The same crystal with lattice rows matrix @ lattice."""
     inverse = np.round(np.linalg.inv(matrix))
-    return Crystal(matrix @ c.lattice, c.frac_coords @ inverse, c.atomic_numbers, name=c.name)
+    return c.replace(lattice=matrix @ c.lattice, frac_coords=c.frac_coords @ inverse)

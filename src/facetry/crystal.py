@@ -75,7 +75,7 @@ class Crystal:
         lattice: ArrayLike,
         frac_coords: ArrayLike,
         atomic_numbers: ArrayLike,
-        occupancies: Sequence[float | Mapping[int | str, float]] | np.ndarray | None = None,
+        occupancies: Sequence[float | int | Mapping[int | str, float | int]] | np.ndarray | None = None,
         name: str = "",
         *,
         notes: Sequence[str] = (),
@@ -437,7 +437,9 @@ def _species(key: int | str | np.integer, index: int, name: str) -> int:
 
 
 def _occupancies(
-    values: Sequence[float | Mapping[int | str, float]] | np.ndarray, numbers: np.ndarray, name: str
+    values: Sequence[float | int | Mapping[int | str, float | int]] | np.ndarray,
+    numbers: np.ndarray,
+    name: str,
 ) -> tuple[tuple[dict[int, float], ...] | None, np.ndarray]:
     """Occupancies as dicts (None where all sites are full) and the majority species of every site."""
     if len(values) != len(numbers):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from facetry.data.crystals import CrystalTable
 from facetry.geometry.ragged import group_index, offsets, ranges
 from facetry.graph import Batch, KNearest, LatticeKNearest, Radius
 from facetry.graph.builders import disconnected
+from facetry.graph.neighbors import bare
 from tests import crystals as zoo
 
 # weighted self-edges (wide fcc, small k), several frames, several atoms on one (supercell), one atom
@@ -147,3 +149,33 @@ def test_disconnected_finds_the_crystals_apart():
     keep = (center < 12) & (neighbor < 12)
     whole = batch.select([0, 2])
     assert disconnected(whole, center[keep], neighbor[keep]).tolist() == []
+
+
+def test_compositions_follow_every_step():
+    """From crystals or a table, beside ordered ones, collated, selected, made small, without a graph."""
+    mixed = zoo.zno().replace(occupancies=[{30: 0.9, 12: 0.1}, 0.8, 1.0, 1.0], name="mixed")
+    crystals = [zoo.nacl(), mixed, zoo.po()]
+    batch = Batch.from_crystals(CrystalTable.from_crystals(crystals))
+    assert Batch.from_crystals(crystals[:1]).composition is None
+    assert Batch.from_crystals(CrystalTable.from_crystals(crystals).select([2, 0])).composition is None
+    assert batch.composition.count.tolist() == [1, 1, 2, 1, 1, 1, 1]
+    assert batch.composition.element.tolist() == [11, 17, 30, 12, 30, 8, 8, 84]
+    assert batch.composition.share.tolist() == [1, 1, 0.9, 0.1, 0.8, 1, 1, 1]
+    assert batch.composition.occupancy().tolist() == [1, 1, 1, 0.8, 1, 1, 1]
+    builder = KNearest(4)
+    parts = [builder(crystals[:1]), builder(crystals[1:])]
+    whole = [
+        Batch.from_crystals(crystals),
+        bare(builder(crystals)),
+        Batch.collate(parts),
+        Batch.collate([p.compact() for p in parts]).select([0, 1, 2]),
+        builder(crystals).to("cpu"),
+        Batch.collate([Batch.from_crystals([c]) for c in crystals]),
+    ]
+    for other in whole:
+        for name in ("count", "element", "share"):
+            torch.testing.assert_close(
+                getattr(other.composition, name), getattr(batch.composition, name), check_dtype=False
+            )
+    assert batch.select([1, 0]).composition.element.tolist() == [30, 12, 30, 8, 8, 11, 17]
+    assert batch.compact().composition.element.dtype == torch.int16

@@ -92,7 +92,9 @@ def forward(model, crystal, seen: dict | None = None) -> torch.Tensor:
     """
     first = model.blocks[0].attention
     around = images(crystal, model.graph.cutoff, first.frames is not None)
-    x = model.elements[torch.tensor(np.array(crystal.atomic_numbers)) - 1]
+    sites = crystal.occupancies or [{z: 1.0} for z in crystal.atomic_numbers.tolist()]
+    x = torch.stack([sum(share * model.elements[z - 1] for z, share in site.items()) for site in sites])
+    occupancy = torch.tensor([sum(site.values()) for site in sites], dtype=torch.float64)
     mu = torch.arange(1, 65, dtype=torch.float64) * 0.21875
     for layer, block in enumerate(model.blocks):
         a = block.attention
@@ -108,9 +110,11 @@ def forward(model, crystal, seen: dict | None = None) -> torch.Tensor:
                 rho = (1 - B) * torch.nn.functional.elu(z * BETA / (1 - B)) + 1
                 if h >= a.real_heads:
                     alpha = fourier_logarithms(crystal, i, rho * FOURIER_R0**2, FOURIER_CUTOFF, FLOOR)
+                    alpha = alpha + occupancy.log()
                     heads.append(torch.softmax(k[:, h] @ q[i, h] / q.shape[2] ** 0.5 + alpha, 0) @ v[:, h])
                     continue
                 logit = (k[j, h] @ q[i, h]) / q.shape[2] ** 0.5 - d**2 * rho / R0**2 / 2
+                logit = logit + occupancy[j].log()
                 p = torch.softmax(logit, 0)
                 value = v[j, h]
                 if a.distance is not None:
@@ -130,4 +134,4 @@ def forward(model, crystal, seen: dict | None = None) -> torch.Tensor:
             rows.append(torch.cat(heads))
         x = x + a.out(torch.stack(rows))
         x = x + block.narrow(torch.relu(block.wide(x)))
-    return model.out(torch.relu(model.hidden(x.mean(0))))
+    return model.out(torch.relu(model.hidden(occupancy @ x / occupancy.sum())))

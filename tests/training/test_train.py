@@ -135,9 +135,9 @@ def test_crystals_without_a_graph_are_left_out_and_listed(
     }
     data = run.model.card.data
     assert (data["train"], data["val"], data["test"]) == (52, 17, 18)
-    assert "2 of 54 crystals of train have no graph and are left out" in capsys.readouterr().err
+    assert "2 of 54 crystals of train cannot be used and are left out" in capsys.readouterr().err
     lone = Splits("one", {"train": tiny_data().train.select([7])})
-    with pytest.raises(TrainingError, match="1 of 1 crystals of train have no graph; box-7: no neighbours"):
+    with pytest.raises(TrainingError, match="1 of 1 crystals of train cannot be used; box-7: no neighbours"):
         quick(model=model, data=lone)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from facetry.crystal import Crystal
 from facetry.geometry.frameset import FrameSet
 from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.graph.composition import Composition
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Batch:
 
     `atom_map` (input atoms -> rows of this batch) is there when a graph builder has merged
     translationally equivalent atoms into a primitive cell; `num_input_atoms` counts them per crystal.
+    `composition` is there when some crystal is disordered; `atomic_numbers` are then majority species.
     """
 
     lattice: Float[Tensor, "crystals 3 3"]
@@ -59,6 +61,7 @@ class Batch:
     frames: FrameSet | None = None
     atom_map: Int[Tensor, " input_atoms"] | None = None
     num_input_atoms: Int[Tensor, " crystals"] | None = None
+    composition: Composition | None = None
 
     def __len__(self) -> int:
         return len(self.num_atoms)
@@ -104,7 +107,7 @@ class Batch:
                 if single and value.dtype == torch.float64:
                     value = value.float()
                 return value.to(device)
-            if isinstance(value, PeriodicGraph | FrameSet):
+            if isinstance(value, PeriodicGraph | FrameSet | Composition):
                 return replace(value, **{f.name: move(getattr(value, f.name)) for f in fields(value)})
             return value
 
@@ -116,6 +119,7 @@ class Batch:
         flat = getattr(crystals, "flat_arrays", None)
         if flat is not None:
             lattice, frac_coords, atomic_numbers, num_atoms = flat()
+            occupancies = getattr(crystals, "occupancies", None)
         else:
             lattice = np.array([c.lattice for c in crystals], dtype=float).reshape(-1, 3, 3)
             empty = np.zeros((0, 3))
@@ -123,20 +127,24 @@ class Batch:
             numbers = [c.atomic_numbers for c in crystals]
             atomic_numbers = np.concatenate([np.zeros(0, dtype=np.int64), *numbers])
             num_atoms = np.array([len(n) for n in numbers], dtype=np.int64)
+            occupancies = {i: c.occupancies for i, c in enumerate(crystals) if c.occupancies is not None}
         return Batch(
             torch.tensor(np.asarray(lattice), dtype=torch.float64),
             torch.tensor(np.asarray(frac_coords), dtype=torch.float64),
             torch.tensor(np.asarray(atomic_numbers), dtype=torch.int64),
             torch.tensor(np.asarray(num_atoms), dtype=torch.int64),
+            composition=Composition.of(occupancies, atomic_numbers, num_atoms) if occupancies else None,
         )
 
     @staticmethod
     def collate(batches: Sequence[Batch]) -> Batch:
         """Batches one after the other as one batch. Raises ValueError where only some carry a graph, frames
-        or an atom map; edges without weights count one beside edges with."""
+        or an atom map; edges without weights count one beside edges with, crystals without a composition are
+        ordered."""
         if len(batches) == 1:
             return batches[0]
         present = {f.name: sum(getattr(b, f.name) is not None for b in batches) for f in fields(Batch)}
+        disordered = present.pop("composition")
         mixed = [name for name, count in present.items() if 0 < count < len(batches)]
         if mixed or not batches:
             reason = f"{', '.join(mixed)} in only some of them" if batches else "none"
@@ -150,7 +158,11 @@ class Batch:
         def shifted(parts: Sequence[object], name: str) -> Tensor:
             return torch.cat([getattr(p, name).long() + s for p, s in zip(parts, atoms, strict=False)])
 
-        graph = frames = None
+        graph = frames = composition = None
+        if disordered:
+            composition = Composition.concatenate(
+                [b.composition or Composition.ordered(b.atomic_numbers, b.lattice) for b in batches]
+            )
         if present["graph"]:
             graphs = [b.require_graph() for b in batches]
             if any(g.weight is not None for g in graphs):
@@ -176,6 +188,7 @@ class Batch:
             frames=frames,
             atom_map=shifted(batches, "atom_map") if present["atom_map"] else None,
             num_input_atoms=cat(batches, "num_input_atoms"),
+            composition=composition,
         )
 
     def select(self, indices: Int[Tensor, " chosen"] | Sequence[int]) -> Batch:
@@ -211,6 +224,7 @@ class Batch:
             None if frames is None else replace(frames, integer=frames.integer.long()),
             atom_map,
             num_input_atoms,
+            None if self.composition is None else self.composition.select(atoms),
         )
 
     def compact(self) -> Batch:
@@ -241,4 +255,5 @@ class Batch:
             atom_map=narrow(self.atom_map, torch.int32),
             graph=graph,
             frames=frames,
+            composition=None if self.composition is None else self.composition.compact(),
         )

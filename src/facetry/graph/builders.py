@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from facetry.crystal import Crystal
+from facetry.elements import MAX_ATOMIC_NUMBER, SYMBOLS
 from facetry.geometry.frames import continuous_frames, published_frame, tied_frames
 from facetry.geometry.frameset import FrameSet
 from facetry.geometry.primitive import primitive_cell
@@ -24,13 +25,15 @@ from facetry.geometry.ragged import group_index, offsets, ranges
 from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph
-from facetry.graph.neighbors import SHELL_GAP, GraphError, Pairs, nearest_pairs, reduced
+from facetry.graph.neighbors import COINCIDE, SHELL_GAP, GraphError, Pairs, nearest_pairs, reduced
 
 log = logging.getLogger(__name__)
 SAME_GRAPH = 1e-4  # Å, or a cosine: frames whose graphs differ by less, root mean square, are one class
 MOST_EDGES = 1 << 21  # classes times edges of one crystal: about ten seconds on two cores
 _CHUNK = 256  # crystals searched at once
 _LARGEST_K = 512
+_NEAR = 0.5  # Å; sites that may be one are looked for this far, which costs no more than 1e-3
+SLACK = 0.05  # occupancies on one spot that add up to 1.05 are rounded numbers
 _STEPS = 3
 
 
@@ -93,6 +96,16 @@ class LatticeKNearest(Builder):
 
     def build(self, batch: Batch, names: Sequence[str]) -> Batch:
         """Primitive cell, neighbours, frames, self-edges, tie classes."""
+        if batch.composition is not None:
+            disordered = batch.crystal_index[batch.composition.mixed()]
+            if len(disordered):
+                first = int(disordered[0])
+                raise GraphError(
+                    f"{names[first] or f'crystal {first}'}: expected an ordered crystal, came shared or"
+                    " partly vacant sites; pick one ordering, or use a model that takes mixtures"
+                    " (crystalformer, crystalframer)"
+                )
+            batch = replace(batch, composition=None)
         published = self.frames == "published"
         num_input_atoms = batch.num_atoms
         atom_map = torch.arange(len(batch.frac_coords), device=batch.device)
@@ -307,12 +320,16 @@ class Sphere(Builder):
 
     `spanning` widens the sphere of crystals with large gaps, those where all neighbours of an atom lie on one
     line or there are none, to the second shortest translation: then they span a plane and a frame exists.
-    `primitive=False` keeps the atoms of the given cell.
+    `primitive=False` keeps the atoms of the given cell. Elements beyond `heaviest` are refused.
+
+    A site of a disordered crystal is one atom with a composition. Sites on one spot are joined, if together
+    they hold one atom at most: however a file distributes the species of a spot over lines, the graph is one.
     """
 
     cutoff: float = 7.0  # Å
     primitive: bool = True
     spanning: bool = False
+    heaviest: int = MAX_ATOMIC_NUMBER
 
     def __post_init__(self) -> None:
         if not self.cutoff > 0:
@@ -320,12 +337,12 @@ class Sphere(Builder):
 
     def build(self, batch: Batch, names: Sequence[str]) -> Batch:
         """Primitive cell, neighbours within the sphere, and one edge of every atom to itself."""
+        self._check_elements(batch, names)
         num_input_atoms = batch.num_atoms
-        atom_map = torch.arange(len(batch.frac_coords), device=batch.device)
+        batch, atom_map = _joined(batch, names)
         if self.primitive:
-            cells = primitive_cell(batch.lattice, batch.frac_coords, batch.atomic_numbers, batch.num_atoms)
-            batch = Batch(cells.lattice, cells.frac_coords, cells.atomic_numbers, cells.num_atoms)
-            atom_map = cells.atom_map
+            batch, copy_of = _primitive(batch)
+            atom_map = copy_of[atom_map]
         batch, _, _ = reduced(batch)
         reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
         pairs = neighbors.pairs_within(batch, reach)
@@ -343,6 +360,81 @@ class Sphere(Builder):
             neighbors.edge_counts(batch, center),
         )
         return replace(batch, graph=graph, atom_map=atom_map, num_input_atoms=num_input_atoms)
+
+    def _check_elements(self, batch: Batch, names: Sequence[str]) -> None:
+        composition = batch.composition
+        element = batch.atomic_numbers if composition is None else composition.element
+        beyond = torch.nonzero(element > self.heaviest)[:, 0]
+        if not len(beyond):
+            return
+        site = beyond if composition is None else composition.site[beyond]
+        crystal = batch.crystal_index[site]
+        first = int(crystal[0])
+        found = sorted({SYMBOLS[z] for z in element[beyond[crystal == first]].tolist()})
+        raise GraphError(
+            f"{names[first] or f'crystal {first}'}: expected elements up to {SYMBOLS[self.heaviest]}"
+            f" ({self.heaviest}), came {', '.join(found)}; leave this crystal out or use another model"
+        )
+
+
+def _primitive(batch: Batch) -> tuple[Batch, Int[Tensor, " atoms"]]:
+    """Primitive cells, and the atom of these that each atom is a copy of."""
+    composition = batch.composition
+    kinds = batch.atomic_numbers if composition is None else composition.kinds(batch.atomic_numbers)
+    cells = primitive_cell(batch.lattice, batch.frac_coords, kinds, batch.num_atoms)
+    small = Batch(cells.lattice, cells.frac_coords, cells.atomic_numbers, cells.num_atoms)
+    if composition is not None:
+        every = torch.arange(len(kinds), device=kinds.device)
+        kept = torch.full_like(cells.atomic_numbers, len(kinds))
+        kept = kept.scatter_reduce(0, cells.atom_map, every, "amin")
+        small = replace(
+            small, atomic_numbers=batch.atomic_numbers[kept], composition=composition.select(kept)
+        )
+    return small, cells.atom_map
+
+
+def _joined(batch: Batch, names: Sequence[str]) -> tuple[Batch, Int[Tensor, " atoms"]]:
+    """Partly occupied sites on one spot as one site with all their species, and the site that each became.
+
+    Raises GraphError naming the crystal where more than one atom would be on a spot.
+    """
+    root = torch.arange(len(batch.frac_coords), device=batch.device)
+    if batch.composition is None:
+        return batch, root
+    occupancy = batch.composition.occupancy()
+    vacant = torch.unique(batch.crystal_index[occupancy < 1])
+    if not len(vacant):
+        return batch, root
+    part, _, _ = reduced(neighbors.bare(batch).select(vacant))
+    pairs = neighbors.pairs_within(part, part.lattice.new_full((len(part),), _NEAR))
+    atoms = ranges(offsets(batch.num_atoms)[:-1][vacant], part.num_atoms)
+    close = (pairs.distance < COINCIDE) & (pairs.center != pairs.neighbor)
+    first, second = atoms[pairs.center[close]], atoms[pairs.neighbor[close]]
+    if not len(first):
+        return batch, root
+    while not torch.equal(root[first], root[second]):  # the lowest number goes round
+        root = root.scatter_reduce(0, first, root[second], "amin")
+    kept, into = torch.unique(root, return_inverse=True)
+    total = occupancy.new_zeros(len(kept)).index_add(0, into, occupancy)
+    crowded = torch.nonzero((total > 1 + SLACK) & (torch.bincount(into) > 1))[:, 0]
+    if len(crowded):
+        site, crystal = int(kept[crowded[0]]), int(batch.crystal_index[kept[crowded[0]]])
+        number = site - int(offsets(batch.num_atoms)[crystal]) + 1
+        raise GraphError(
+            f"{names[crystal] or f'crystal {crystal}'}: {float(total[crowded[0]]):.3g} atoms on the spot of"
+            f" site {number}; expected one at most; remove one of them or give occupancies that add up to 1"
+        )
+    weight = occupancy[:, None]
+    apart = batch.frac_coords - batch.frac_coords[root]
+    apart = (apart - apart.detach().round()) * weight
+    apart = torch.zeros_like(apart[: len(kept)]).index_add(0, into, apart) / total[:, None]
+    return replace(
+        batch,
+        frac_coords=batch.frac_coords[kept] + apart,
+        atomic_numbers=batch.atomic_numbers[kept],
+        num_atoms=torch.bincount(batch.crystal_index[kept], minlength=len(batch)),
+        composition=batch.composition.joined(into),
+    ), into
 
 
 def _widened(batch: Batch, pairs: Pairs, cutoff: float) -> Pairs:

@@ -36,6 +36,7 @@ class PropertyModel(nn.Module):
     """
 
     name: ClassVar[str]
+    accepts_disorder: ClassVar[bool] = False  # whether sites may be mixed or partly vacant
     options: dict[str, Any]
     graph: Builder
     outputs: int

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from facetry.crystal import Crystal
@@ -42,7 +42,7 @@ from facetry.nn.lattice_attention import (
     t_fixup,
 )
 from facetry.nn.reciprocal import plane_waves, wave_cutoff
-from facetry.nn.segment import segment_mean
+from facetry.nn.segment import segment_mean, segment_sum
 
 ELEMENTS = 98
 ANGLES = {  # basis, and the scale of distances beside it (Ito 2025, Appendix)
@@ -102,6 +102,8 @@ class _Watcher:
 class _LatticeTransformer(PropertyModel):
     """What both share: embedding, blocks, readout, calibration."""
 
+    accepts_disorder = True
+
     def __init__(
         self,
         outputs: int,
@@ -122,7 +124,7 @@ class _LatticeTransformer(PropertyModel):
         if not reach > 0:
             raise ValueError(f"{self.name}: expected a reach above 0 (in longest tails), came {reach}")
         self.outputs, self.channels = outputs, channels
-        self.graph = Sphere(cutoff=reach * LARGEST_WIDTH, spanning=frames is not None)
+        self.graph = Sphere(reach * LARGEST_WIDTH, spanning=frames is not None, heaviest=ELEMENTS)
         self.elements = nn.Parameter(torch.empty(ELEMENTS, channels))
         self.blocks = nn.ModuleList(
             LatticeBlock(
@@ -182,22 +184,36 @@ class _LatticeTransformer(PropertyModel):
         if self._fourier:
             waves = plane_waves(batch, wave_cutoff(NARROWEST_FOURIER), self.dtype)
             around = replace(around, waves=waves)
-        x = self._embedded(batch.atomic_numbers)
+        x = self._embedded(batch)
         for block in self.blocks:
             x = block(x, around, generator, measure)
         return x
 
-    def _embedded(self, atomic_numbers: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms channels"]:
-        wrong = sorted({int(z) for z in atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > ELEMENTS)]})
+    def _embedded(self, batch: Batch) -> Float[Tensor, "atoms channels"]:
+        """A row of the element table for each atom; Σ share · row of its species where sites are mixed, so
+        that a vacancy counts as zero."""
+        composition = batch.composition
+        element = batch.atomic_numbers if composition is None else composition.element
+        wrong = sorted({int(z) for z in element[(element < 1) | (element > ELEMENTS)]})
         if wrong:
             raise ValueError(
                 f"{self.name}: expected elements 1 (H) to {ELEMENTS} (Cf), came atomic numbers {wrong};"
                 " leave these crystals out or use another model"
             )
-        return self.elements.index_select(0, atomic_numbers - 1)
+        rows = self.elements.index_select(0, element - 1)
+        if composition is None:
+            return rows
+        rows = rows * composition.share.to(rows.dtype)[:, None]
+        return segment_sum(rows, composition.site, len(batch.frac_coords))
 
     def embed(self, batch: Batch) -> Float[Tensor, "crystals channels"]:
-        return segment_mean(self.embed_atoms(batch), batch.crystal_index, len(batch))
+        atoms = self.embed_atoms(batch)
+        if batch.composition is None:
+            return segment_mean(atoms, batch.crystal_index, len(batch))
+        # the mean over atoms, not over sites: half an atom counts half
+        there = batch.composition.occupancy().to(atoms.dtype)[:, None]
+        total, count = (segment_sum(t, batch.crystal_index, len(batch)) for t in (atoms * there, there))
+        return total / count
 
     def forward(self, batch: Batch) -> Float[Tensor, "crystals outputs"]:
         return self.forward_with_embedding(batch)[0]

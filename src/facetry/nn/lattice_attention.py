@@ -2,6 +2,8 @@
 
     y_i = Σ_e p_e (v_j + ψ_e),    p_e = softmax over all images e = (j, n) of  q_i·k_j/√d - r_e²/(2σ_i²)
 
+plus log o_j where site j is filled in a share o_j of the cells only: disordered crystals.
+
 ψ is linear in its bases and the sum is linear in ψ, so bases are summed first and projected once an atom:
 
     Σ_e p_e ψ_e = W_dist (Σ_e p_e b(r_e)) + Σ_m W_m (Σ_e p_e b(r̂_e · e_m))
@@ -43,6 +45,7 @@ class Surroundings:
     row: Int[Tensor, " atoms"]  # where the rows of the parts, one after the other, hold each atom
     pair_center: Int[Tensor, " pairs"]
     pair_neighbor: Int[Tensor, " pairs"]
+    presence: Float[Tensor, " atoms"] | None = None  # logarithm of occupancies; None: all sites are full
     waves: Waves | None = None  # for Fourier heads
 
 
@@ -94,7 +97,8 @@ def surroundings(batch: Batch, dtype: torch.dtype) -> Surroundings:
     row = torch.empty_like(order)
     row[order] = torch.arange(atoms, device=batch.device)
     center = torch.div(key, max(atoms, 1), rounding_mode="floor")
-    return Surroundings(parts, row, center, key - center * atoms)
+    presence = None if batch.composition is None else batch.composition.occupancy().log().to(dtype)
+    return Surroundings(parts, row, center, key - center * atoms, presence)
 
 
 def _factor(scaled: Float[Tensor, "*items"]) -> Float[Tensor, "*items"]:
@@ -187,7 +191,8 @@ class LatticeAttention(nn.Module):
                 gathered.append(self._gather(*near, around, generator))
             if around.waves is not None and real < self.heads:
                 q, k, v, scores = (t[:, real:] for t in (q, k, v, scores))
-                gathered.append(fourier_attention(q, k, v, fourier_variance(scores), around.waves))
+                variance = fourier_variance(scores)
+                gathered.append(fourier_attention(q, k, v, variance, around.waves, around.presence))
             y = torch.cat(gathered, 1)
         return self.out(y.flatten(1))
 
@@ -203,6 +208,8 @@ class LatticeAttention(nn.Module):
         steepness = tail(scores) / 2
         i, j = around.pair_center, around.pair_neighbor
         dots = (q.index_select(0, i) * k.index_select(0, j)).sum(2) / math.sqrt(q.shape[2])
+        if around.presence is not None:
+            dots = dots + around.presence.index_select(0, j)[:, None]
         share = torch.zeros_like(dots)
         positions = []
         for part in around.parts:

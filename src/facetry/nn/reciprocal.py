@@ -162,11 +162,12 @@ def fourier_attention(
     v: Float[Tensor, "atoms heads width"],
     variance: Float[Tensor, "atoms heads"],
     waves: Waves,
+    presence: Float[Tensor, " atoms"] | None = None,
 ) -> Float[Tensor, "atoms heads width"]:
     """What every atom gathers from the atoms of its cell; tails of variance σ² (Å²) reach all their images.
 
     The published floor, max(sum, 1e-6), is an addend here: maxima of a supercell's copies do not add up to
-    the maximum of their sum, addends do.
+    the maximum of their sum, addends do. `presence` holds logarithms of occupancies, for disordered crystals.
     """
     gathered = []
     for part in waves.parts:
@@ -179,6 +180,8 @@ def fourier_attention(
         # sums of converged Gaussians are positive; below zero they end only in single precision, far away
         alpha = (sums + BACKGROUND).clamp_min(BACKGROUND / 10).log()
         logits = queries @ keys.transpose(2, 3) / math.sqrt(q.shape[2]) + alpha
+        if presence is not None:
+            logits = logits + presence[part.atom][:, None, None, :]
         p = torch.softmax(logits.masked_fill(~part.present[:, None, None, :], -torch.inf), 3)
         gathered.append((p @ values).transpose(1, 2)[part.present])
     return torch.cat(gathered).index_select(0, waves.row)

@@ -33,6 +33,8 @@ T = TypeVar("T")
 PER_ATOM = frozenset({"atom_embeddings"})
 _TENSORS = 3  # rows of edges x channels that any network holds at once, at least
 TOO_CLOSE = 0.1  # Å; no two atoms of a real crystal are nearer, the shortest bond (H2) is 0.74
+_NEARLY_FULL = 0.95  # share of a site; beyond it numbers were rounded
+_AVERAGED = "averaged over species by occupancy"
 _CPU_LIMITS = (64, 2_000, 100_000)
 _GPU_LIMITS = (512, 20_000, 1_000_000)
 
@@ -186,8 +188,8 @@ class _Runner:
         for position, item in enumerate(items):
             if item.crystal is None:
                 prepared.outcomes[position] = Outcome(item, "failed", item.error)
-            elif not item.crystal.is_ordered:
-                prepared.outcomes[position] = Outcome(item, "skipped", _disorder(item.crystal))
+            elif not (item.crystal.is_ordered or accepts_disorder(self.model)):
+                prepared.outcomes[position] = Outcome(item, "skipped", needs_order(item.crystal))
             else:
                 usable.append(position)
         with torch.no_grad():
@@ -272,7 +274,8 @@ class _Runner:
             item = prepared.items[position]
             values = {name: row[index] for name, row in rows.items()}
             if all(np.isfinite(value).all() for value in values.values()):
-                outcome = Outcome(item, "ok", "; ".join(item.crystal.notes), values)
+                averaged = [] if item.crystal.is_ordered else [f"{disorder(item.crystal)}: {_AVERAGED}"]
+                outcome = Outcome(item, "ok", "; ".join([*averaged, *item.crystal.notes]), values)
             else:
                 outcome = Outcome(item, "failed", "the model gave a value that is not finite")
             prepared.outcomes[position] = outcome
@@ -321,8 +324,12 @@ def _closest(batch: Batch) -> Float[np.ndarray, "crystals"]:
     """Shortest edge between two different atoms of each crystal, in Å; infinite where there is none."""
     closest = torch.full((len(batch),), torch.inf, dtype=batch.lattice.dtype)
     if batch.graph is not None and len(batch.graph):
+        center, neighbor = batch.graph.center, batch.graph.neighbor
         distance = batch.edge_vectors().norm(dim=1)
-        distance = distance.masked_fill(batch.graph.center == batch.graph.neighbor, torch.inf)
+        distance = distance.masked_fill(center == neighbor, torch.inf)
+        if batch.composition is not None:  # two half atoms may be near each other, never at a time
+            vacant = batch.composition.occupancy() < _NEARLY_FULL
+            distance = distance.masked_fill(vacant[center] | vacant[neighbor], torch.inf)
         closest = closest.scatter_reduce(0, batch.edge_crystal, distance, "amin")
     return closest.numpy()
 
@@ -331,23 +338,37 @@ def _too_close(crystal: Crystal) -> str:
     """Names the closest pair, counted from 0 in the order of the file."""
     lattice = crystal.lattice
     best = (np.inf, 0, 0)
+    shares = [1.0] * len(crystal)
+    if crystal.occupancies is not None:
+        shares = [sum(site.values()) for site in crystal.occupancies]
+    vacant = np.array(shares) < _NEARLY_FULL
     for first in range(len(crystal) - 1):
         shift = crystal.frac_coords[first + 1 :] - crystal.frac_coords[first]
         distance = np.linalg.norm((shift - np.round(shift)) @ lattice, axis=1)
+        distance[vacant[first + 1 :] | vacant[first]] = np.inf
         second = int(distance.argmin())
         best = min(best, (float(distance[second]), first, first + 1 + second))
     return f"sites {best[1]} and {best[2]} are {best[0]:.2f} Å apart; remove one of them or merge them"
 
 
-def _disorder(crystal: Crystal) -> str:
+def accepts_disorder(model: nn.Module) -> bool:
+    """Whether a model says that its sites may be mixed or partly vacant."""
+    return bool(getattr(model, "accepts_disorder", False))
+
+
+def disorder(crystal: Crystal) -> str:
+    """What is disordered in a crystal: "disordered (2 of 8 sites partly occupied)"."""
     shares = [sum(site.values()) for site in crystal.occupancies or ()]
     mixed = sum(len(site) > 1 for site in crystal.occupancies or ())
     partial = sum(share < 1 - 1e-6 for share in shares)
     parts = [f"{partial} of {len(crystal)} sites partly occupied"] if partial else []
     parts += [f"{mixed} sites shared by several elements"] if mixed else []
-    return (
-        f"disordered ({', '.join(parts)}), and this model needs an ordered crystal; pick one ordering first"
-    )
+    return f"disordered ({', '.join(parts)})"
+
+
+def needs_order(crystal: Crystal) -> str:
+    """Why a model for ordered crystals leaves this one out."""
+    return f"{disorder(crystal)}, and this model needs an ordered crystal; pick one ordering first"
 
 
 def _out_of_memory(error: BaseException) -> bool:

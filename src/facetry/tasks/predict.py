@@ -197,6 +197,8 @@ class Translator:
         card: ModelCard | None = getattr(model, "card", None)
         self.elements = frozenset(card.elements) if card is not None else frozenset()
         self.threshold = card.domain_threshold if card is not None else None
+        # cards from before this was counted say nothing
+        self.only_ordered = card is not None and card.data.get("disordered") == 0
 
     def __call__(self, outcome: Outcome) -> Iterator[Prediction]:
         message, in_domain = outcome.message, None
@@ -241,6 +243,8 @@ class Translator:
             unseen = sorted(set(outcome.item.crystal.composition) - self.elements)
             if unseen:
                 doubts.append(f"not in the training data: {', '.join(SYMBOLS[z] for z in unseen)}")
+        if self.only_ordered and not outcome.item.crystal.is_ordered:
+            doubts.append("trained on ordered crystals only")
         if self.threshold is not None and "distance" in outcome.values:
             distance = float(outcome.values["distance"])
             if not distance <= self.threshold:

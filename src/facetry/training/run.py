@@ -59,7 +59,7 @@ from facetry.training.scores import (
     network_outputs,
     score_targets,
 )
-from facetry.training.source import Source, stream
+from facetry.training.source import Source, disordered_rows, stream
 from facetry.training.state import Keeper, Progress, section
 
 if TYPE_CHECKING:
@@ -188,7 +188,6 @@ class _Training:
         self.model, self.data, self.parts, self.targets = model, data, parts, targets
         self.recipe, self.folder, self.verbose = recipe, folder, verbose
         self.options = recipe.training
-        self.elements = sorted(set(Batch.from_crystals(parts["train"].crystals).atomic_numbers.tolist()))
 
     def run(self) -> Run:
         from facetry.training.loop import Fitting, run_fitting
@@ -205,6 +204,9 @@ class _Training:
             for name, part in self.parts.items()
         }
         self._look_at_skipped()
+        seen = Batch.from_crystals(self.sources["train"].crystals)
+        numbers = seen.atomic_numbers if seen.composition is None else seen.composition.element
+        self.elements = torch.unique(numbers).tolist()
         self.model.train()
         fitting = Fitting(
             self.model,
@@ -248,11 +250,12 @@ class _Training:
         return Run(self.model, self.folder, metrics, fitting.progress.history)
 
     def _look_at_skipped(self) -> None:
-        """Crystals without a graph are left out and listed; a split of nothing else stops the run."""
+        """Crystals that have no graph, or that the model does not take, are left out and listed; a split of
+        nothing else stops the run."""
         for name, source in self.sources.items():
             if source.skipped:
                 reason = source.skipped[0][1]
-                text = f"{len(source.skipped)} of {len(self.parts[name])} crystals of {name} have no graph"
+                text = f"{len(source.skipped)} of {len(self.parts[name])} crystals of {name} cannot be used"
                 if not len(source):
                     raise TrainingError(f"{self.data.name}: {text}; {reason}")
                 if wants_lines(self.verbose):
@@ -321,7 +324,8 @@ class _Training:
             elements=self.elements,
             domain_threshold=getattr(self, "threshold", None),
             data={"name": self.recipe.data.name, "fold": self.recipe.data.fold, "hash": self.data.hash}
-            | {name: len(source) for name, source in self.sources.items()},
+            | {name: len(source) for name, source in self.sources.items()}
+            | {"disordered": len(disordered_rows(self.sources["train"].crystals))},
             metrics=metrics,
             version=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

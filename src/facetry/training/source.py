@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from facetry.data.crystals import CrystalTable
 from facetry.graph.batch import Batch
+from facetry.tasks.inference import accepts_disorder, needs_order
 
 if TYPE_CHECKING:
     from facetry.models.base import PropertyModel
@@ -69,6 +71,7 @@ class Source:
     Stored: every graph is built once and a batch is cut out of one flat table on the model's device. A
     crystal without a graph is left out; `skipped` has its name and the reason.
     Rebuilt: graphs are made per batch, so that memory grows with the batch and not with the set.
+    Disordered crystals are left out either way where the model does not take them.
     """
 
     def __init__(
@@ -81,6 +84,11 @@ class Source:
         self.build, self.crystals = model.graph, crystals
         self.skipped: list[tuple[str, str]] = []
         self.packed = None
+        if not accepts_disorder(model) and (disordered := disordered_rows(crystals)):
+            self.skipped = [(crystals[i].name, needs_order(crystals[i])) for i in disordered]
+            ordered = np.setdiff1d(np.arange(len(crystals)), disordered)
+            self.crystals, labels = self._take(ordered), labels[ordered]
+            crystals = self.crystals
         if stored and len(crystals):
             parts, kept = [], []
             for rows in np.array_split(np.arange(len(crystals)), -(-len(crystals) // _CHUNK)):
@@ -144,6 +152,13 @@ class Source:
                 held = 0
             held += size
         return np.split(np.arange(len(sizes)), starts[1:])
+
+
+def disordered_rows(crystals: Sequence) -> list[int]:
+    """Which crystals have mixed or partly vacant sites; a table knows without making crystals."""
+    if isinstance(crystals, CrystalTable):
+        return sorted(crystals.occupancies or ())
+    return [i for i, crystal in enumerate(crystals) if not crystal.is_ordered]
 
 
 def _bytes(value: object) -> int:
