@@ -32,10 +32,11 @@ SPLIT = Crystal(
 DISORDERED = [RANDOM, ALLOY, SPLIT]
 ORDERED = [zoo.random_crystal(1, atoms=3), zoo.nacl(), zoo.zno()]
 BOTH = [(Crystalformer, {}), (CrystalFramer, {})]
-ALL = [*BOTH, (CrystalFramer, {"frames": "static"}), (CrystalFramer, {"frames": "weighted_pca"})]
+FOURIER = (Crystalformer, {"reciprocal": "heads"})
+ALL = [*BOTH, FOURIER, (CrystalFramer, {"frames": "static"}), (CrystalFramer, {"frames": "weighted_pca"})]
 
 
-@pytest.mark.parametrize(("cls", "options"), BOTH)
+@pytest.mark.parametrize(("cls", "options"), [*BOTH, FOURIER])
 def test_outputs_and_gradients_are_those_of_the_plain_formula(cls, options):
     model = make(cls, reach=2.5, **options)
     fast = model(model.graph(DISORDERED))

@@ -163,9 +163,15 @@ class LatticeAttention(nn.Module):
         self.register_buffer("deviation", torch.zeros(()))
 
     def measure(self, scores: Float[Tensor, "atoms heads"]) -> None:
-        """Takes the statistics of the scores from these."""
+        """Takes the statistics of the scores from these. Raises ValueError where they are all the same."""
+        deviation = scores.std() if scores.numel() > 1 else scores.new_zeros(())
+        if not deviation > 0:
+            raise ValueError(
+                f"tail lengths: expected scores that differ, came {scores.numel()} without a finite"
+                " deviation; calibrate with more crystals"
+            )
         self.mean.copy_(scores.mean())
-        self.deviation.copy_(scores.std())
+        self.deviation.copy_(deviation)
 
     def forward(
         self,
