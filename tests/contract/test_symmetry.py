@@ -87,8 +87,10 @@ VARIANTS = {  # beside the defaults; a model without options of its own brings n
     ],
     "crystalframer": [
         {"angles": "lightweight"},
-        {"frames": "static", "angles": "lightweight"},
-        {"frames": "weighted_pca", "angles": "lightweight"},
+        *[
+            {"frames": f, "angles": "lightweight"}
+            for f in ("continuous", "static", "weighted_pca", "pca", "lattice")
+        ],
     ],
 }
 

@@ -85,13 +85,96 @@ def fourier_logarithms(crystal, i: int, variance: torch.Tensor, cutoff: float, f
     return total.log() + 1.5 * torch.log(2 * torch.pi * variance) - torch.linalg.det(lattice).abs().log()
 
 
+def entmax(logit: torch.Tensor, window: float = 0.1) -> torch.Tensor:
+    """max(0, (ℓ - t)/window)² that sum to one: the k largest take part, for the k that fits its own t."""
+    z, order = (logit / window).sort(descending=True)
+    for k in range(1, len(z) + 1):
+        top = z[:k]
+        rest = (1 - ((top - top.mean()) ** 2).sum()) / k
+        if not rest > 0:
+            continue
+        t = top.mean() - rest.sqrt()
+        if z[k - 1] > t and (k == len(z) or z[k] <= t):
+            return torch.zeros_like(z).index_add(0, order[:k], (top - t) ** 2)
+    raise AssertionError("no threshold")
+
+
+def continuous_frames(direction: torch.Tensor, logit: torch.Tensor):
+    """Every frame with a weight above zero; gradients flow through the weights too."""
+    outside = torch.arange(len(logit)) > 0
+    first = entmax(logit.masked_fill(~outside, -1e9))
+    found = []
+    for e in first.nonzero()[:, 0]:
+        c = (direction @ direction[e]).abs()
+        c = torch.where(c < 0.1, c**2 / 0.2 + 0.05, c)
+        fits = outside & (c < 0.9999)
+        second = entmax((logit + torch.where(fits, 0.9999 - c, 1).log()).masked_fill(~fits, -1e9))
+        for g in second.nonzero()[:, 0]:
+            e2 = direction[g] - (direction[g] @ direction[e]) * direction[e]
+            axes = torch.stack([direction[e], e2 / e2.norm()])
+            axes = torch.cat([axes, torch.linalg.cross(axes[0], axes[1])[None]])
+            found.append((axes, first[e] * second[g]))
+    return found
+
+
+def pca_frames(moment: torch.Tensor):
+    """The four right-handed choices of signs; an axis with a moment like another's is zero."""
+    values, vectors = np.linalg.eigh(moment.detach().numpy())
+    axes = vectors.T * np.linalg.det(vectors)
+    alone = [
+        min(abs(values[m] - values[n]) for n in range(3) if n != m) > 1e-7 * values.sum() for m in range(3)
+    ]
+    axes = torch.tensor(axes * np.array(alone)[:, None])
+    signs = ([1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1])
+    return [(axes * torch.tensor(s, dtype=torch.float64)[:, None], 0.25) for s in signs]
+
+
+def lattice_frames(lattice: np.ndarray):
+    """All triples of shortest translations, by search among many (the cell must be primitive)."""
+    n = np.array(list(np.ndindex(9, 9, 9))) - 4
+    n = n[(n != 0).any(1)]
+    v = n @ lattice
+    length = np.linalg.norm(v, axis=1)
+    found = []
+    for a in np.flatnonzero(length <= length.min() + 1e-4):
+        skew = np.linalg.norm(np.cross(v, v[a]), axis=1) > 1e-5 * length * length[a]
+        shortest = length[skew].min()
+        for b in np.flatnonzero(skew & (length <= shortest + 1e-4) & (v @ v[a] >= -1e-6)):
+            normal = np.cross(v[a], v[b])
+            out = np.abs(v @ normal) > 1e-5 * length * np.linalg.norm(normal)
+            shortest = length[out].min()
+            for c in np.flatnonzero(out & (length <= shortest + 1e-4) & (v @ v[a] >= -1e-6)):
+                rows = v[[a, b, c]] * np.sign(normal @ v[c])
+                found.append(torch.tensor(rows / np.linalg.norm(rows, axis=1, keepdims=True)))
+    return [(axes, 1 / len(found)) for axes in found]
+
+
+def frames_of(kind: str, crystal, r: torch.Tensor, direction: torch.Tensor, logit: torch.Tensor):
+    """The frames of one atom and head, of any kind."""
+    if kind == "max":
+        return max_frames(direction, logit)
+    if kind == "continuous":
+        return continuous_frames(direction, logit)
+    if kind == "static":
+        return max_frames(direction, -r.square().sum(1))
+    if kind == "weighted_pca":
+        return pca_frames(torch.einsum("e,ea,eb->ab", torch.softmax(logit.detach(), 0), r, r))
+    if kind == "lattice":
+        return lattice_frames(np.array(crystal.lattice))
+    assert kind == "pca"
+    position = np.array(crystal.frac_coords) @ np.array(crystal.lattice)
+    position = torch.tensor(position - position.mean(0))
+    return pca_frames(position.T @ position / len(position))
+
+
 def forward(model, crystal, seen: dict | None = None) -> torch.Tensor:
-    """The outputs of a model with max frames or none on one crystal in the cell as given.
+    """The outputs of a model on one crystal in the cell as given, which must be primitive.
 
     `seen` receives, for (layer, atom, head), senders, vectors, weights and frames.
     """
     first = model.blocks[0].attention
-    around = images(crystal, model.graph.cutoff, first.frames is not None)
+    kind = None if first.frames is None else model.options["frames"]
+    around = images(crystal, model.graph.cutoff, model.graph.spanning)
     sites = crystal.occupancies or [{z: 1.0} for z in crystal.atomic_numbers.tolist()]
     x = torch.stack([sum(share * model.elements[z - 1] for z, share in site.items()) for site in sites])
     occupancy = torch.tensor([sum(site.values()) for site in sites], dtype=torch.float64)
@@ -120,14 +203,14 @@ def forward(model, crystal, seen: dict | None = None) -> torch.Tensor:
                 if a.distance is not None:
                     bases = torch.exp(-((d[:, None] - mu) ** 2) / (2 * 0.21875**2))
                     value = value + a.distance_scale * bases @ a.distance[h].T
-                frames = [] if a.frames is None else max_frames(direction, logit)
+                frames = [] if kind is None else frames_of(kind, crystal, r, direction, logit)
                 if seen is not None:
                     seen[layer, i, h] = (j, r, p, frames)
                 if a.frames is not None:
                     outside = torch.ones(len(d), 1, dtype=r.dtype)
                     outside[0] = 0
                     for axes, weight in frames:
-                        for m in range(3):
+                        for m in axes.any(1).nonzero()[:, 0]:  # a zero axis does not exist
                             psi = angular(direction @ axes[m], a.angles.size, a.angles.width)
                             value = value + a.angles.scale * weight * outside * (psi @ a.angular[m, h].T)
                 heads.append(p @ value)

@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from facetry.crystal import Crystal
-from facetry.graph import Sphere
 from facetry.models import MODELS, Crystalformer, CrystalFramer
 from facetry.nn.angular import AngularBasis
-from facetry.nn.dynamic_frames import strongest_axes
-from facetry.nn.lattice_attention import LARGEST_WIDTH, distance_basis, surroundings, tail
+from facetry.nn.lattice_attention import LARGEST_WIDTH, distance_basis, tail
 from tests import crystals as zoo
 from tests.reference import plain_crystalframer as plain
 
@@ -221,30 +219,6 @@ def test_factors_of_the_angular_basis(size, width):
         torch.testing.assert_close(product, basis(cosine), rtol=0, atol=bound)
 
 
-def test_frames_are_right_handed_and_turn_with_the_crystal():
-    crystal, turn = zoo.random_crystal(3, atoms=5), zoo.rotation(2)
-    found = []
-    for c in (crystal, zoo.rotated(crystal, turn)):
-        (part,) = surroundings(Sphere(5.0, primitive=False)([c]), torch.float64).parts
-        order = torch.argsort(part.atom)
-        axes = strongest_axes(part, -part.squared[:, None, :], None)
-        found.append(axes.vectors[order])
-        product = axes.vectors @ axes.vectors.transpose(1, 2)
-        torch.testing.assert_close(product, torch.eye(3).double().expand_as(product), rtol=0, atol=1e-13)
-        torch.testing.assert_close(torch.linalg.det(axes.vectors), torch.ones(5).double(), rtol=0, atol=1e-13)
-    torch.testing.assert_close(found[1], found[0] @ torch.tensor(turn.T), rtol=0, atol=1e-13)
-
-
-def test_tied_frames_are_counted():
-    """Six directions times four at right angles, or twelve times two, or four times three."""
-    for crystal, count in ((zoo.nacl(), 24), (zoo.cu(), 24), (zoo.po(), 24), (zoo.si(), 12)):
-        (part,) = surroundings(Sphere(7.0)([crystal]), torch.float64).parts
-        axes = strongest_axes(part, -part.squared[:, None, :], None)
-        assert torch.bincount(axes.owner).tolist() == [count] * len(part.atom)
-        total = torch.zeros(len(part.atom)).double().index_add(0, axes.owner, axes.weight)
-        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-14)
-
-
 @pytest.mark.parametrize("cls", [Crystalformer, CrystalFramer])
 def test_wider_spheres_change_nothing(cls):
     crystals = [zoo.random_crystal(s) for s in (2, 4)] + [zoo.srtio3()]
@@ -288,81 +262,6 @@ def test_gradients_of_parameters(angles):
         with torch.no_grad():
             slope = float(energy(*up) - energy(*down)) / 2e-5
         assert float((gradients[which] * along).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-11)
-
-
-def test_no_angular_weights_is_the_baseline():
-    framer, former = make(CrystalFramer), make(Crystalformer)
-    weights = {k: v for k, v in framer.state_dict().items() if "angular" not in k}
-    former.load_state_dict(weights)
-    former.graph = framer.graph
-    with torch.no_grad():
-        for block in framer.blocks:
-            block.attention.angular.zero_()
-    assert (outputs(framer, CRYSTALS) == outputs(former, CRYSTALS)).all()
-
-
-def test_mirror_image_of_a_chiral_crystal():
-    chiral = [zoo.random_crystal(3, atoms=5), zoo.orthorhombic_motif()]
-    mirror = [zoo.mirrored(c) for c in chiral]
-    blind = make(Crystalformer)
-    assert np.abs(outputs(blind, chiral) - outputs(blind, mirror)).max() <= 1e-13
-    for dtype, least in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
-        model = make(CrystalFramer, dtype)
-        assert np.abs(outputs(model, chiral) - outputs(model, mirror)).min() >= least
-
-
-@pytest.mark.parametrize("frames", ["max", "static", "weighted_pca"])
-def test_frames_keep_the_symmetries(frames):
-    crystals = [*CRYSTALS, HCP, WURTZITE, zoo.srtio3(), zoo.si(), zoo.fe(), zoo.cu()]
-    model = make(CrystalFramer, frames=frames)
-    before = outputs(model, crystals)
-    for change in (
-        lambda c, i: zoo.rotated(c, zoo.rotation(i)),
-        zoo.shifted,
-        zoo.permuted,
-        zoo.unwrapped,
-        lambda c, i: zoo.rebased(c, zoo.unimodular(i)),
-        lambda c, i: c.supercell(np.diag([1, 2, 1])),
-    ):
-        after = outputs(model, [change(c, i) for i, c in enumerate(crystals)])
-        assert np.abs(before - after).max() <= 1e-12
-    chiral = [zoo.random_crystal(3, atoms=5), zoo.orthorhombic_motif()]
-    seen = np.abs(outputs(model, chiral) - outputs(model, [zoo.mirrored(c) for c in chiral]))
-    assert seen.max() <= 1e-12 if model.symmetry.reflection else seen.min() >= 1e-6
-
-
-@pytest.mark.parametrize("frames", ["max", "static", "weighted_pca"])
-def test_training_draws_tied_frames_and_evaluation_averages_them(frames):
-    """The mean over draws is the average of one layer; evaluation does not depend on any random state."""
-    model = make(CrystalFramer, frames=frames, blocks=1)
-    batch = model.graph([HCP, WURTZITE, zoo.random_crystal(2)])
-    with torch.no_grad():
-        average = model.embed(batch)
-        torch.manual_seed(1)
-        assert (model.embed(batch) == average).all()
-        attention = model.blocks[0].attention
-        around, x = surroundings(batch, torch.float64), model._embedded(batch)
-        exact = attention(x, around)
-        generator = torch.Generator().manual_seed(0)
-        draws = torch.stack([attention(x, around, generator) for _ in range(600)])
-        again = attention(x, around, torch.Generator().manual_seed(0))
-    assert (draws[0] == again).all()
-    spread = draws.std(0)
-    assert float(spread.max()) > 1e-5
-    assert float(((draws.mean(0) - exact).abs() - 5 * spread / 600**0.5).max()) <= 1e-12
-    model.train()
-    values = []
-    for seed in (0, 0, 1):
-        model.training_batch(batch, torch.Generator().manual_seed(seed))
-        values.append(model(batch).detach())
-    assert (values[0] == values[1]).all()
-    assert (values[0] != values[2]).any()
-    model.eval()  # a quick validation draws too, and only once
-    model.training_batch(batch, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        assert (model(batch) == values[0]).all()
-        assert (model(batch) != values[0]).any()
-        assert (model.embed(batch) == average).all()
 
 
 def test_an_uncalibrated_model_refuses(tmp_path):

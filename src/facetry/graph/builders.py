@@ -320,7 +320,9 @@ class Sphere(Builder):
 
     `spanning` widens the sphere of crystals with large gaps, those where all neighbours of an atom lie on one
     line or there are none, to the second shortest translation: then they span a plane and a frame exists.
-    `primitive=False` keeps the atoms of the given cell. Elements beyond `heaviest` are refused.
+    `primitive=False` keeps the atoms of the given cell, `as_listed` with it the given cell itself and the
+    images in which the atoms are listed. `lattice_frames` adds the tied frames of the lattice.
+    Elements beyond `heaviest` are refused.
 
     A site of a disordered crystal is one atom with a composition. Sites on one spot are joined, if together
     they hold one atom at most: however a file distributes the species of a spot over lines, the graph is one.
@@ -330,10 +332,16 @@ class Sphere(Builder):
     primitive: bool = True
     spanning: bool = False
     heaviest: int = MAX_ATOMIC_NUMBER
+    as_listed: bool = False
+    lattice_frames: bool = False
 
     def __post_init__(self) -> None:
         if not self.cutoff > 0:
             raise ValueError(f"sphere of neighbours: expected a cutoff above 0 Å, came {self.cutoff}")
+        if self.as_listed and self.primitive:
+            raise ValueError(
+                "sphere of neighbours: as_listed keeps the given cell; pass primitive=False with it"
+            )
 
     def build(self, batch: Batch, names: Sequence[str]) -> Batch:
         """Primitive cell, neighbours within the sphere, and one edge of every atom to itself."""
@@ -343,23 +351,28 @@ class Sphere(Builder):
         if self.primitive:
             batch, copy_of = _primitive(batch)
             atom_map = copy_of[atom_map]
-        batch, _, _ = reduced(batch)
+        listed = batch
+        batch, transform, wrap = reduced(batch)
         reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
         pairs = neighbors.pairs_within(batch, reach)
         if self.spanning:
             pairs = _widened(batch, pairs, self.cutoff)
         neighbors.check_distinct(batch, pairs, names)
         own = torch.arange(len(batch.frac_coords), device=batch.device)
-        center = torch.cat([own, pairs.center])
-        order = torch.argsort(center, stable=True)
-        center = center[order]
-        graph = PeriodicGraph(
-            center,
-            torch.cat([own, pairs.neighbor])[order],
-            torch.cat([pairs.image.new_zeros((len(own), 3)), pairs.image])[order],
-            neighbors.edge_counts(batch, center),
+        pairs = neighbors.sorted_pairs(
+            torch.cat([own, pairs.center]),
+            torch.cat([own, pairs.neighbor]),
+            torch.cat([pairs.image.new_zeros((len(own), 3)), pairs.image]),
+            torch.cat([pairs.distance.new_zeros(len(own)), pairs.distance]),
         )
-        return replace(batch, graph=graph, atom_map=atom_map, num_input_atoms=num_input_atoms)
+        if self.as_listed:
+            every = torch.ones_like(pairs.center, dtype=torch.bool)
+            graph, batch = neighbors.in_given_cell(batch, pairs, every, transform, wrap), listed
+        else:
+            counts = neighbors.edge_counts(batch, pairs.center)
+            graph = PeriodicGraph(pairs.center, pairs.neighbor, pairs.image, counts)
+        frames = tied_frames(batch.lattice) if self.lattice_frames else None
+        return replace(batch, graph=graph, frames=frames, atom_map=atom_map, num_input_atoms=num_input_atoms)
 
     def _check_elements(self, batch: Batch, names: Sequence[str]) -> None:
         composition = batch.composition

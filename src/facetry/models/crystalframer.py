@@ -124,7 +124,9 @@ class _LatticeTransformer(PropertyModel):
         if not reach > 0:
             raise ValueError(f"{self.name}: expected a reach above 0 (in longest tails), came {reach}")
         self.outputs, self.channels = outputs, channels
-        self.graph = Sphere(reach * LARGEST_WIDTH, spanning=frames is not None, heaviest=ELEMENTS)
+        self.frames = frames
+        wanted = frames.sphere if frames is not None else {}
+        self.graph = Sphere(reach * LARGEST_WIDTH, heaviest=ELEMENTS, **wanted)
         self.elements = nn.Parameter(torch.empty(ELEMENTS, channels))
         self.blocks = nn.ModuleList(
             LatticeBlock(
@@ -180,7 +182,7 @@ class _LatticeTransformer(PropertyModel):
     def _atoms(
         self, batch: Batch, generator: torch.Generator | None, measure: bool = False
     ) -> Float[Tensor, "atoms channels"]:
-        around = surroundings(batch, self.dtype)
+        around = surroundings(batch, self.dtype, self.frames, generator)
         if self._fourier:
             waves = plane_waves(batch, wave_cutoff(NARROWEST_FOURIER), self.dtype)
             around = replace(around, waves=waves)
@@ -290,10 +292,12 @@ class CrystalFramer(_LatticeTransformer):
     Defaults are the published network, 951 809 parameters (8 blocks: 1 874 433); `angles="lightweight"` has
     878 081 (1 726 977). `frames` are the classes of `facetry.nn.dynamic_frames`.
 
-    Invariant under rotation, translation, atom order, choice of cell and supercell; "max" and "static"
-    frames tell mirror images apart, except where every site has a two-fold axis across e3, as in trigonal
-    Te: the bases see one axis at a time, and there e3 and -e3 look alike. Not continuous where the choice
-    of a frame changes. Must be calibrated before use: `calibrate`, or training.
+    Invariant under rotation, translation, atom order, choice of cell and supercell; "pca" frames depend on
+    the cell and on the images that are listed. "max", "continuous", "static" and "lattice" frames tell mirror
+    images apart, except where every site has a two-fold axis across e3, as in trigonal Te: the bases see one
+    axis at a time, and there e3 and -e3 look alike; "lattice" frames neither where right angles leave signs
+    open. Not continuous where the choice of a frame changes, but with "continuous" frames. Must be calibrated
+    before use: `calibrate`, or training.
     """
 
     name = "crystalframer"
@@ -306,17 +310,17 @@ class CrystalFramer(_LatticeTransformer):
         channels: int = 128,
         heads: int = 8,
         reach: float = 3.5,
-        frames: Literal["max", "static", "weighted_pca"] = "max",
+        frames: Literal["max", "continuous", "static", "weighted_pca", "pca", "lattice"] = "max",
         angles: Literal["default", "lightweight"] = "default",
     ) -> None:
         for what, given, known in (("frames", frames, FRAMES), ("angles", angles, ANGLES)):
             if given not in known:
                 raise ValueError(f"crystalframer: expected {what} of {', '.join(known)}, came {given!r}")
         basis, distance_scale = ANGLES[angles]
-        self_frames = FRAMES[frames]()
-        super().__init__(outputs, blocks, channels, heads, reach, basis, distance_scale, self_frames)
-        self._reflection = not self_frames.sees_hands
+        super().__init__(outputs, blocks, channels, heads, reach, basis, distance_scale, FRAMES[frames]())
 
     @property
     def symmetry(self) -> Symmetry:
-        return Symmetry(reflection=self._reflection)
+        assert self.frames is not None
+        any_cell = not self.frames.sees_cell
+        return Symmetry(lattice_basis=any_cell, supercell=any_cell, reflection=not self.frames.sees_hands)

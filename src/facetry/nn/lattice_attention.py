@@ -56,10 +56,16 @@ def distance_basis(r: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries basi
     return torch.exp((r[..., None] - centers).square_() * (-0.5 / step**2))
 
 
-def surroundings(batch: Batch, dtype: torch.dtype) -> Surroundings:
+def surroundings(
+    batch: Batch,
+    dtype: torch.dtype,
+    frames: Frames | None = None,
+    generator: torch.Generator | None = None,
+) -> Surroundings:
     """Padded rows of a batch's graph; differentiable in coordinates and lattice.
 
-    The rows hold float64 directions for choosing frames and bases in the precision of the network.
+    The rows hold float64 directions for choosing frames and bases in the precision of the network. `frames`
+    that belong to crystals are chosen here, once for all layers; the generator draws one of several tied.
     """
     graph = batch.require_graph()
     atoms = len(batch.frac_coords)
@@ -77,6 +83,8 @@ def surroundings(batch: Batch, dtype: torch.dtype) -> Surroundings:
     order = torch.argsort(counts, stable=True)
     piece = torch.div(torch.cumsum(counts[order], 0), _ROW_ENTRIES, rounding_mode="floor")
     sizes = torch.unique_consecutive(piece, return_counts=True)[1].tolist()
+    crystal = batch.crystal_index
+    of_crystals = None if frames is None else frames.of_crystals(batch, generator)
     parts = []
     for atom in order.split(sizes):
         slot = torch.arange(int(counts[atom].max()), device=batch.device)
@@ -92,6 +100,8 @@ def surroundings(batch: Batch, dtype: torch.dtype) -> Surroundings:
                 squared=squared[entry],
                 direction=direction[entry],
                 basis=basis[entry],
+                crystal=crystal[atom],
+                of_crystals=of_crystals,
             )
         )
     row = torch.empty_like(order)
