@@ -21,6 +21,7 @@ _WHERE = {
     "Prediction": "facetry.tasks.predict",
     "embed": "facetry.tasks.embed",
     "evaluate": "facetry.tasks.evaluate",
+    "explain": "facetry.tasks.explain",
 }
 _SUBPACKAGES = ("data", "evaluation", "geometry", "graph", "models", "nn", "tasks", "training")
 
