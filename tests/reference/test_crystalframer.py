@@ -12,7 +12,7 @@ import torch
 
 from facetry.crystal import Crystal
 from facetry.models import MODELS, Crystalformer, CrystalFramer
-from facetry.nn.angular import AngularBasis
+from facetry.nn.angular import AngularBasis, Gaussians
 from facetry.nn.lattice_attention import LARGEST_WIDTH, distance_basis, tail
 from tests import crystals as zoo
 from tests.reference import plain_crystalframer as plain
@@ -209,13 +209,12 @@ def test_bases():
 
 
 @pytest.mark.parametrize(("size", "width"), [(64, 4.0), (16, 1.0), (15, 2.0), (7, 1.0)])
-def test_factors_of_the_angular_basis(size, width):
+def test_gaussians_are_products(size, width):
     basis = AngularBasis(size, width, 1.0)
     for dtype, bound in ((torch.float64, 1e-14), (torch.float32, 3e-6)):
         cosine = torch.linspace(-1, 1, 301, dtype=dtype)
-        factors = basis.factors(cosine)
-        coarse, fine = factors(cosine)
-        product = (coarse[:, None] * fine * factors.constant[:, :, None]).flatten(0, 1).T
+        gaussians = Gaussians(basis, cosine)
+        product = gaussians(cosine).T * gaussians.constant
         torch.testing.assert_close(product, basis(cosine), rtol=0, atol=bound)
 
 

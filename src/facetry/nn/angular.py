@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from facetry.nn.dynamic_frames import Axes, Part
 
-_CHUNK_NUMBERS = 1 << 19  # values of the two factors that exist at once on the CPU: about its cache
+_CHUNK_NUMBERS = 1 << 19  # values of the angular bases that exist at once on the CPU: about its cache
 _CHUNK_NUMBERS_GPU = 1 << 26
 
 
@@ -28,22 +27,21 @@ class AngularBasis:
         """Standard deviation of the Gaussians, in units of the cosine."""
         return self.width * 2 / (self.size - 1)
 
+    def centers(self, like: Tensor) -> Float[Tensor, " basis"]:
+        """Where the Gaussians peak, in the precision and place of `like`."""
+        return torch.linspace(-1, 1, self.size, dtype=torch.float64).to(like)
+
     def __call__(self, cosine: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries basis"]:
-        centers = torch.linspace(-1, 1, self.size, dtype=torch.float64).to(cosine)
-        return (cosine[..., None] - centers).square_().mul_(-0.5 / self.deviation**2).exp_()
-
-    def factors(self, like: Tensor) -> Factors:
-        """The two factors whose outer product is the basis, in the precision and place of `like`."""
-        return Factors(self, like)
+        return torch.exp((cosine[..., None] - self.centers(cosine)).square() * (-0.5 / self.deviation**2))
 
 
-class Factors:
-    """Coarse and fine factors of an angular basis: basis = coarse ⊗ fine · constant.
+class Gaussians:
+    """The Gaussians of a basis without most of its exponentials, each up to a factor in `constant`.
 
     With μ = A + kδ, coarse centres A and whole numbers k, a Gaussian factorises:
         exp(-(c - μ)²/2w²) = exp(-(c - A)²/2w²) · exp(cδ/w²)^k · exp(-(A kδ + (kδ)²/2)/w²)
-    The fine factors are powers, thus products. A group spans at most four widths: its powers stay within
-    e^±16, and an error of the exponential is raised to the eighth power at most.
+    Powers are products: 6 exponentials for 64 Gaussians. A group spans at most four widths, so that powers
+    stay within e^±16 and errors of the exponential grow eightfold at most.
     """
 
     def __init__(self, basis: AngularBasis, like: Tensor) -> None:
@@ -55,12 +53,11 @@ class Factors:
         fine = centers[0] - coarse[0]
         self.half = 0.5 / basis.deviation**2
         self.slope = 2 / (basis.size - 1) / basis.deviation**2
-        self.centers, self.coarse = centers.to(like), coarse.to(like)
-        self.constant = torch.exp(-self.half * (2 * coarse[:, None] * fine + fine**2)).to(like)
+        self.coarse = coarse.to(like)
+        constant = torch.exp(-self.half * (2 * coarse[:, None] * fine + fine**2))
+        self.constant = constant.flatten().to(like)
 
-    def __call__(
-        self, cosine: Float[Tensor, "*entries"]
-    ) -> tuple[Float[Tensor, "coarse *entries"], Float[Tensor, "fine *entries"]]:
+    def __call__(self, cosine: Float[Tensor, "*entries"]) -> Float[Tensor, "basis *entries"]:
         coarse = cosine - self.coarse.view(-1, *[1] * cosine.dim())
         coarse.square_().mul_(-self.half).exp_()
         fine = cosine.new_empty((self.powers, *cosine.shape))
@@ -74,43 +71,52 @@ class Factors:
         if self.below:
             lowest = torch.exp(cosine * (-self.below * self.slope))
             torch.mul(upper[: self.below], lowest, out=fine[: self.below])
-        return coarse, fine
+        return (coarse[:, None] * fine).flatten(0, 1)
 
 
 class _Sums(torch.autograd.Function):
-    """Σ_s p[f, s] b(c[f, m, s]) as products of the two factors, in chunks of frames.
-
-    The factors, 20 numbers for 64 Gaussians, are computed again on the way back.
-    """
+    """Σ_s p[row[a], h, s] b(c[a, s]) for axes a, in chunks whose bases are computed again on the way back."""
 
     @staticmethod
-    def forward(ctx, p: Tensor, cosine: Tensor, basis: AngularBasis, chunk: int) -> Tensor:
-        ctx.save_for_backward(p, cosine)
+    def forward(ctx, p: Tensor, row: Tensor, cosine: Tensor, basis: AngularBasis, chunk: int) -> Tensor:
+        ctx.save_for_backward(p, row, cosine)
         ctx.basis, ctx.chunk = basis, chunk
-        factors = basis.factors(p)
-        out = []
-        for weight, c in zip(p.split(chunk), cosine.split(chunk), strict=True):
-            coarse, fine = factors(c)
-            coarse *= weight[:, None]
-            out.append(torch.matmul(coarse.permute(1, 2, 0, 3), fine.permute(1, 2, 3, 0)))
-        return (torch.cat(out) * factors.constant).flatten(2)
+        gaussians = Gaussians(basis, p)
+        out = p.new_empty((len(row), p.shape[1], basis.size))
+        for to, r, c in zip(*(t.split(chunk) for t in (out, row, cosine)), strict=True):
+            torch.bmm(p.index_select(0, r), gaussians(c).permute(1, 2, 0), out=to)
+        return out.mul_(gaussians.constant)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        p, cosine = ctx.saved_tensors
-        factors = ctx.basis.factors(p)
-        gradient = gradient.unflatten(2, factors.constant.shape) * factors.constant
-        slope = ctx.needs_input_grad[1]
-        by_p, by_cosine = [], []
-        for weight, c, g in zip(*(t.split(ctx.chunk) for t in (p, cosine, gradient)), strict=True):
-            coarse, fine = (t.permute(1, 2, 0, 3) for t in factors(c))
-            value = torch.matmul(g, fine).mul_(coarse).sum(2)
-            by_p.append(value.sum(1))
-            if slope:  # d/dc of a Gaussian is (μ - c)/w² times itself
-                moved = torch.matmul(g * factors.centers, fine).mul_(coarse).sum(2)
-                by_cosine.append(weight[:, None] * (moved - c * value) / ctx.basis.deviation**2)
-        return torch.cat(by_p), torch.cat(by_cosine) if slope else None, None, None
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
+        p, row, cosine = ctx.saved_tensors
+        gaussians, centers = Gaussians(ctx.basis, p), ctx.basis.centers(p)
+        gradient = gradient * gaussians.constant
+        by_p, by_cosine = torch.zeros_like(p), []
+        for g, r, c in zip(*(t.split(ctx.chunk) for t in (gradient, row, cosine)), strict=True):
+            b = gaussians(c).transpose(0, 1)
+            value = torch.bmm(g, b)
+            by_p.index_add_(0, r, value)
+            if ctx.needs_input_grad[2]:  # d/dc of a Gaussian is (μ - c)/w² times itself
+                moved = torch.bmm(g * centers, b) - c[:, None] * value
+                by_cosine.append((p.index_select(0, r) * moved).sum(1) / ctx.basis.deviation**2)
+        return by_p, None, torch.cat(by_cosine) if by_cosine else None, None, None
+
+
+def _distinct(
+    row: Int[Tensor, " axes"], vectors: Float[Tensor, "axes 3"], grain: float
+) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " axes"]]:
+    """One of each set of axes of a row that coincide within `grain`, and the set of every axis."""
+    whole = torch.round(vectors / grain).long()
+    some = torch.tensor([0x9E3779B97F4A7C1, 0x2545F4914F6CDD1D, 0x5851F42D4C957F2D], device=row.device)
+    order = torch.argsort((whole * some).sum(1) + row * 0x14057B7EF767814F, stable=True)
+    # the scrambled sum brings equal axes together; what decides is whether neighbours are equal
+    row, whole = row[order], whole[order]
+    first = torch.ones_like(row, dtype=torch.bool)
+    first[1:] = (row[1:] != row[:-1]) | (whole[1:] != whole[:-1]).any(1)
+    which = torch.empty_like(row)
+    which[order] = torch.cumsum(first, 0) - 1
+    return order[first], which
 
 
 def angular_sums(
@@ -118,24 +124,26 @@ def angular_sums(
 ) -> Float[Tensor, "rows heads 3 basis"]:
     """Attention-weighted sums of the angular bases along the three axes, averaged over tied frames.
 
-    The atom itself has no direction and adds nothing. First derivatives only.
+    The atom itself has no direction and adds nothing. Frames of an atom share most of their axes, tied
+    ones and those of several heads: each distinct axis is worked on once, for all heads. Where gradients
+    flow through the axes they are kept apart, for equal axes do not move alike.
     """
     rows, heads, slots = p.shape
-    weighted = (p * part.candidate[:, None, :]).flatten(0, 1)
-    single = len(axes.owner) == rows * heads  # owners ascend, every one has a frame: one each
-    vectors, direction = axes.vectors.to(p.dtype), part.direction.to(p.dtype)
-    if single:
-        turned = vectors.unflatten(0, (rows, heads)).flatten(1, 2)
-        cosine = torch.bmm(turned, direction.transpose(1, 2)).unflatten(1, (heads, 3)).flatten(0, 1)
+    vectors, row = axes.vectors.flatten(0, 1), torch.div(axes.owner, heads, rounding_mode="floor")
+    row = row.repeat_interleave(3)
+    if vectors.requires_grad:
+        which = torch.arange(len(row), device=row.device)
     else:
-        weighted = weighted.index_select(0, axes.owner)
-        atom = torch.div(axes.owner, heads, rounding_mode="floor")
-        cosine = torch.bmm(vectors, direction.index_select(0, atom).transpose(1, 2))
+        chosen, which = _distinct(row, vectors, 2.0**-44 if p.dtype == torch.float64 else 2.0**-22)
+        row, vectors = row[chosen], vectors[chosen]
+    direction = part.direction.to(p.dtype).index_select(0, row)
+    cosine = torch.bmm(direction, vectors.to(p.dtype)[:, :, None])[:, :, 0]
     numbers = _CHUNK_NUMBERS if p.device.type == "cpu" else _CHUNK_NUMBERS_GPU
-    chunk = max(1, numbers // (3 * slots * 20))
-    sums = _Sums.apply(weighted, cosine, basis, chunk)
+    chunk = max(1, numbers // (slots * basis.size))
+    sums = _Sums.apply(p * part.candidate[:, None, :], row, cosine, basis, chunk)
+    head = (axes.owner % heads).repeat_interleave(3)
+    sums = sums.flatten(0, 1).index_select(0, which * heads + head).unflatten(0, (-1, 3))
     exists = (axes.vectors.detach() != 0).any(2)
     sums = sums * (exists * axes.weight[:, None]).to(p.dtype)[:, :, None]
-    if not single:
-        sums = p.new_zeros((rows * heads, 3, basis.size)).index_add(0, axes.owner, sums)
+    sums = p.new_zeros((rows * heads, 3, basis.size)).index_add(0, axes.owner, sums)
     return sums.unflatten(0, (rows, heads))

@@ -84,7 +84,7 @@ def strongest_axes(
 ) -> Axes:
     """e1 to the image of largest weight; e2 in the plane of the largest weight times 1 - |cos to e1|;
     e3 = e1 × e2 (Ito 2025, Sec. 4.2). Gradients flow through the chosen directions, not the choice."""
-    rows, heads, _ = logits.shape
+    rows, heads, slots = logits.shape
     tie = tolerance(logits.dtype)
     weight = logits.detach().masked_fill(~part.candidate[:, None, :], -torch.inf).flatten(0, 1)
     tied = weight >= weight.amax(1, keepdim=True) - tie
@@ -92,11 +92,13 @@ def strongest_axes(
     chosen, share = _pick(owner, rows * heads, generator)
     owner, e1 = owner[chosen], e1[chosen]
     row = torch.div(owner, heads, rounding_mode="floor")
+    pairs, which = torch.unique(row * slots + e1, return_inverse=True)  # heads share them
     fixed = part.direction.detach()
-    cosine = torch.bmm(fixed[row], fixed[row, e1][:, :, None])[:, :, 0].abs()
+    around = torch.div(pairs, slots, rounding_mode="floor")
+    cosine = torch.bmm(fixed[around], fixed.flatten(0, 1)[pairs][:, :, None])[:, :, 0].abs_()
     # the cosines are float64 as the geometry is: the logarithm would magnify what float32 leaves out
-    adjusted = weight[owner] + torch.log((1 - cosine).clamp(min=1e-5))
-    adjusted = adjusted.masked_fill(cosine >= PARALLEL, -torch.inf)
+    bend = torch.log((1 - cosine).clamp_(min=1e-5)).masked_fill_(cosine >= PARALLEL, -torch.inf)
+    adjusted = weight[owner] + bend.to(weight.dtype)[which]
     tied = adjusted >= adjusted.amax(1, keepdim=True) - tie
     first, e2 = torch.nonzero(tied & torch.isfinite(adjusted), as_tuple=True)
     chosen, conditional = _pick(first, len(owner), generator)

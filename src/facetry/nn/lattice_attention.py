@@ -34,7 +34,8 @@ LARGEST_WIDTH = BASE_WIDTH / math.sqrt(LEAST)  # Å; no tail is longer
 FOURIER_WIDTH = 2.2  # Å; r̃0, the tail length of an average query in a Fourier head
 NARROWEST_FOURIER = FOURIER_WIDTH * math.sqrt(LEAST)  # Å; no tail is shorter there
 DISTANCES, FARTHEST = 64, 10 * BASE_WIDTH  # number of distance Gaussians, centre of the last in Å
-_ROW_ENTRIES = 1 << 15  # entries of the neighbour list that are worked on at once
+_ROW_ENTRIES = 1 << 13  # entries of the neighbour list that are worked on at once on the CPU
+_ROW_ENTRIES_GPU = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def surroundings(
     counts = torch.bincount(graph.center, minlength=atoms)
     start = offsets(counts)[:-1]
     order = torch.argsort(counts, stable=True)
-    piece = torch.div(torch.cumsum(counts[order], 0), _ROW_ENTRIES, rounding_mode="floor")
+    entries = _ROW_ENTRIES if batch.device.type == "cpu" else _ROW_ENTRIES_GPU
+    piece = torch.div(torch.cumsum(counts[order], 0), entries, rounding_mode="floor")
     sizes = torch.unique_consecutive(piece, return_counts=True)[1].tolist()
     crystal = batch.crystal_index
     of_crystals = None if frames is None else frames.of_crystals(batch, generator)
