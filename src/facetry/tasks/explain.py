@@ -183,7 +183,9 @@ class AtomView:
     def words(self, layer: int, head: int) -> str:
         """One line: where the attention goes, and what the frames see."""
         weights, focus = self.shell_weights[layer, head], self.focus(layer, head)
-        frames = len(self.axes[layer][head])
+        shares = self.frame_weight[layer][head]
+        frames = len(shares)
+        tied = "tied " if frames and np.ptp(shares) < 1e-6 else ""
         order = sorted(range(1, len(weights)), key=lambda s: -weights[s])[:2]
         if focus is not None and focus.shell not in order:
             order[-1] = focus.shell
@@ -193,7 +195,7 @@ class AtomView:
             if focus is not None and shell == focus.shell:
                 notes = [focus.shape] if focus.shape else []
                 if focus.pointed:
-                    notes.append(f"{frames} tied frames" if frames > 1 else "1 frame")
+                    notes.append(f"{frames} {tied}frames" if frames > 1 else "1 frame")
                 part += f" ({', '.join(notes)})" if notes else ""
             parts.append(part)
         if rest := len(weights) - 1 - len(order):
