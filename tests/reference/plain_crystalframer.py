@@ -39,6 +39,18 @@ def images(crystal, cutoff: float, spanning: bool):
     return found
 
 
+def box_images(crystal, i: int, sigma: float, reach: float):
+    """Sender and vector of every image in the published box of an atom and head, the atom itself first."""
+    lattice, frac = torch.tensor(np.array(crystal.lattice)), torch.tensor(np.array(crystal.frac_coords))
+    star = torch.linalg.inv(lattice).T
+    bound = [max(2, int(np.ceil((reach * sigma + 0.01) * float(h.norm())))) for h in star]
+    n = torch.cartesian_prod(*[torch.arange(-b, b + 1) for b in bound]).double()
+    v = ((frac - frac[i])[None] + n[:, None]) @ lattice
+    v, j = v.flatten(0, 1), torch.arange(len(frac)).repeat(len(n))
+    order = v.norm(dim=1).argsort(stable=True)
+    return j[order], v[order]
+
+
 def flat(vectors: torch.Tensor) -> bool:
     """Whether all neighbours of an atom (row 0) lie on one line, or there are none."""
     if len(vectors) < 2:
@@ -72,16 +84,18 @@ def max_frames(direction: torch.Tensor, logit: torch.Tensor):
     return found
 
 
-def fourier_logarithms(crystal, i: int, variance: torch.Tensor, cutoff: float, floor: float):
+def fourier_logarithms(crystal, i: int, variance: torch.Tensor, cutoff: float | None, floor: float):
     """α_ij of the paper for receiver i with its σ², over all wave vectors within a sphere."""
     lattice = torch.tensor(np.array(crystal.lattice))
     position = torch.tensor(np.array(crystal.frac_coords)) @ lattice
-    bound = [int(cutoff * float(a.norm()) / (2 * torch.pi) + 1) for a in lattice]
+    bound = [2 if cutoff is None else int(cutoff * float(a.norm()) / (2 * torch.pi) + 1) for a in lattice]
     m = torch.cartesian_prod(*[torch.arange(-b, b + 1) for b in bound]).double()
     g = 2 * torch.pi * m @ torch.linalg.inv(lattice).T
-    g = g[g.norm(dim=1) <= cutoff]
+    if cutoff is not None:  # else the published box
+        g = g[g.norm(dim=1) <= cutoff]
     waves = ((position - position[i]) @ g.T).cos()
-    total = waves @ torch.exp(-variance * (g**2).sum(1) / 2) + floor
+    total = waves @ torch.exp(-variance * (g**2).sum(1) / 2)
+    total = total.clamp(min=floor) if cutoff is None else total + floor
     return total.log() + 1.5 * torch.log(2 * torch.pi * variance) - torch.linalg.det(lattice).abs().log()
 
 
@@ -174,7 +188,9 @@ def forward(model, crystal, seen: dict | None = None) -> torch.Tensor:
     """
     first = model.blocks[0].attention
     kind = None if first.frames is None else model.options["frames"]
-    around = images(crystal, model.graph.cutoff, model.graph.spanning)
+    published = model.options["construction"] == "published"
+    around = images(crystal, model.graph.cutoff, not published and model.graph.spanning)
+    waves = None if published else FOURIER_CUTOFF
     sites = crystal.occupancies or [{z: 1.0} for z in crystal.atomic_numbers.tolist()]
     x = torch.stack([sum(share * model.elements[z - 1] for z, share in site.items()) for site in sites])
     occupancy = torch.tensor([sum(site.values()) for site in sites], dtype=torch.float64)
@@ -185,17 +201,20 @@ def forward(model, crystal, seen: dict | None = None) -> torch.Tensor:
         q, k, v = a.query(x).view(shape), a.key(x).view(shape), a.value(x).view(shape)
         rows = []
         for i, (j, r) in enumerate(around):
-            d = r.norm(dim=1)
-            direction = torch.cat([torch.zeros(1, 3, dtype=r.dtype), r[1:] / d[1:, None]])
             heads = []
             for h in range(a.heads):
                 z = ((q[i, h] * a.score[h]).sum() - a.mean) / a.deviation
                 rho = (1 - B) * torch.nn.functional.elu(z * BETA / (1 - B)) + 1
                 if h >= a.real_heads:
-                    alpha = fourier_logarithms(crystal, i, rho * FOURIER_R0**2, FOURIER_CUTOFF, FLOOR)
+                    alpha = fourier_logarithms(crystal, i, rho * FOURIER_R0**2, waves, FLOOR)
                     alpha = alpha + occupancy.log()
                     heads.append(torch.softmax(k[:, h] @ q[i, h] / q.shape[2] ** 0.5 + alpha, 0) @ v[:, h])
                     continue
+                if published:
+                    sigma = float(R0 / rho.detach().sqrt())
+                    j, r = box_images(crystal, i, sigma, model.options["reach"])
+                d = r.norm(dim=1)
+                direction = torch.cat([torch.zeros(1, 3, dtype=r.dtype), r[1:] / d[1:, None]])
                 logit = (k[j, h] @ q[i, h]) / q.shape[2] ** 0.5 - d**2 * rho / R0**2 / 2
                 logit = logit + occupancy[j].log()
                 p = torch.softmax(logit, 0)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from facetry.crystal import Crystal
+from facetry.graph import Box, Sphere
 from facetry.models import MODELS, Crystalformer, CrystalFramer
 from facetry.nn.angular import AngularBasis, Gaussians
 from facetry.nn.lattice_attention import LARGEST_WIDTH, distance_basis, tail
@@ -54,6 +55,9 @@ def outputs(model, crystals) -> np.ndarray:
         (Crystalformer, {"reciprocal": "heads", "value_positions": False}),
         (CrystalFramer, {}),
         (CrystalFramer, {"angles": "lightweight"}),
+        (Crystalformer, {"construction": "published"}),
+        (Crystalformer, {"construction": "published", "reciprocal": "heads"}),
+        (CrystalFramer, {"construction": "published", "angles": "lightweight"}),
     ],
 )
 def test_outputs_and_gradients_are_those_of_the_plain_formula(cls, options):
@@ -118,6 +122,63 @@ def test_large_cells_keep_a_small_sphere():
     builder = CrystalFramer(**SMALL).graph
     small, large = (len(replace(builder, primitive=False)([c]).graph) for c in (crystal, big))
     assert large == 27 * small
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(Crystalformer, {}), (Crystalformer, {"reciprocal": "heads"}), (CrystalFramer, {})],
+)
+def test_the_published_box_knows_the_cell_and_the_sphere_does_not(cls, options):
+    """Checklist rows 2, 4, 5 and 6: other cells and images of atoms change the output, if not by much."""
+    crystals = [zoo.random_crystal(1, atoms=3), zoo.tellurium(), zoo.nacl()]
+    other = [zoo.rebased(c, zoo.unimodular(i, 1)) for i, c in enumerate(crystals)]
+    moved = [
+        Crystal(c.lattice, c.frac_coords + np.eye(len(c), 3), c.atomic_numbers, name=c.name) for c in crystals
+    ]
+    for construction in ("sphere", "published"):
+        model = make(cls, construction=construction, **options)
+        before = outputs(model, crystals)
+        for changed in (other, moved):
+            difference = np.abs(before - outputs(model, changed)).max()
+            if construction == "sphere":
+                assert difference <= 1e-13
+            else:
+                assert 1e-12 < difference < 1e-3
+        doubled = [c.supercell(np.diag([1, 2, 1])) for c in crystals]
+        assert (np.abs(before - outputs(model, doubled)).max() <= 1e-12) == model.symmetry.supercell
+        assert model.symmetry.lattice_basis == (construction == "sphere")
+        turned = [zoo.permuted(zoo.rotated(c, zoo.rotation(i)), i) for i, c in enumerate(crystals)]
+        turned = [zoo.shifted(c, i) for i, c in enumerate(turned)]
+        assert np.abs(before - outputs(model, turned)).max() <= 1e-12
+
+
+def test_lattice_frames_in_the_published_box():
+    """The shortest translations do not depend on the basis that the box is made of."""
+    crystal = zoo.random_crystal(3, atoms=2)
+    other = zoo.rebased(crystal, zoo.unimodular(3, 2))
+    sphere, box = Sphere(5.0, lattice_frames=True), Box(5.0, lattice_frames=True)
+    expected = sphere([crystal]).frame_vectors()
+    for c in (crystal, other):
+        vectors = box([c]).frame_vectors()
+        torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-12)
+    assert np.isfinite(
+        outputs(make(CrystalFramer, construction="published", frames="lattice"), [other])
+    ).all()
+
+
+def test_the_published_box():
+    """At least 125 images of each pair; sizes and doubles that it refuses name the crystal."""
+    import facetry
+
+    batch = Box()([zoo.nacl(), zoo.srtio3()])
+    assert batch.graph.num_edges.tolist() == [4 * 7**3, 25 * 5**3]
+    twice = Crystal(np.eye(3) * 4, [[0, 0, 0], [0, 0, 1]], [6, 6], name="carbon twice")
+    large = Crystal(np.eye(3) * 30, np.random.default_rng(0).random((200, 3)), [6] * 200, name="big")
+    model = make(Crystalformer, construction="published")
+    results = facetry.predict(model, [zoo.nacl(), twice, large])
+    assert [r.status for r in results] == ["ok", "failed", "failed"]
+    assert "sites 1 and 2 are 0.0000 Å apart" in results[1].message
+    assert "construction='sphere'" in results[2].message
 
 
 def test_isolated_atoms_attend_to_themselves():
@@ -298,6 +359,7 @@ def test_the_first_training_batch_calibrates_and_no_other():
         (Crystalformer, {"channels": 10, "heads": 4}, "divisible"),
         (Crystalformer, {"blocks": 0}, "at least one block"),
         (Crystalformer, {"reach": 0.0}, "reach above 0"),
+        (Crystalformer, {"construction": "box"}, "of sphere, published, came 'box'"),
         (Crystalformer, {"reciprocal": "half"}, "of none, heads, blocks, came 'half'"),
         (Crystalformer, {"reciprocal": "heads", "channels": 16, "heads": 1}, "two heads"),
         (Crystalformer, {"reciprocal": "blocks", "blocks": 1}, "two blocks"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from facetry.crystal import Crystal
 from facetry.graph.batch import Batch, PeriodicGraph
-from facetry.graph.builders import Builder, KNearest, LatticeKNearest, Radius, Sphere
+from facetry.graph.builders import Box, Builder, KNearest, LatticeKNearest, Radius, Sphere
 from facetry.graph.neighbors import SHELL_GAP, GraphError
 
 
@@ -32,6 +32,7 @@ def _several(crystals: Crystal | Sequence[Crystal]) -> Sequence[Crystal]:
 
 __all__ = [
     "Batch",
+    "Box",
     "Builder",
     "GraphError",
     "KNearest",

@@ -20,8 +20,9 @@ from facetry.crystal import Crystal
 from facetry.elements import MAX_ATOMIC_NUMBER, SYMBOLS
 from facetry.geometry.frames import continuous_frames, published_frame, tied_frames
 from facetry.geometry.frameset import FrameSet
+from facetry.geometry.lattice import plane_spacings
 from facetry.geometry.primitive import primitive_cell
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import grids, group_index, offsets, ranges
 from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph
@@ -32,6 +33,7 @@ SAME_GRAPH = 1e-4  # Å, or a cosine: frames whose graphs differ by less, root m
 MOST_EDGES = 1 << 21  # classes times edges of one crystal: about ten seconds on two cores
 _CHUNK = 256  # crystals searched at once
 _LARGEST_K = 512
+_MOST_IMAGES = 1 << 22  # edges of one crystal in a box of cells
 _NEAR = 0.5  # Å; sites that may be one are looked for this far, which costs no more than 1e-3
 SLACK = 0.05  # occupancies on one spot that add up to 1.05 are rounded numbers
 _STEPS = 3
@@ -345,7 +347,7 @@ class Sphere(Builder):
 
     def build(self, batch: Batch, names: Sequence[str]) -> Batch:
         """Primitive cell, neighbours within the sphere, and one edge of every atom to itself."""
-        self._check_elements(batch, names)
+        _check_elements(batch, names, self.heaviest)
         num_input_atoms = batch.num_atoms
         batch, atom_map = _joined(batch, names)
         if self.primitive:
@@ -374,20 +376,21 @@ class Sphere(Builder):
         frames = tied_frames(batch.lattice) if self.lattice_frames else None
         return replace(batch, graph=graph, frames=frames, atom_map=atom_map, num_input_atoms=num_input_atoms)
 
-    def _check_elements(self, batch: Batch, names: Sequence[str]) -> None:
-        composition = batch.composition
-        element = batch.atomic_numbers if composition is None else composition.element
-        beyond = torch.nonzero(element > self.heaviest)[:, 0]
-        if not len(beyond):
-            return
-        site = beyond if composition is None else composition.site[beyond]
-        crystal = batch.crystal_index[site]
-        first = int(crystal[0])
-        found = sorted({SYMBOLS[z] for z in element[beyond[crystal == first]].tolist()})
-        raise GraphError(
-            f"{names[first] or f'crystal {first}'}: expected elements up to {SYMBOLS[self.heaviest]}"
-            f" ({self.heaviest}), came {', '.join(found)}; leave this crystal out or use another model"
-        )
+
+def _check_elements(batch: Batch, names: Sequence[str], heaviest: int) -> None:
+    composition = batch.composition
+    element = batch.atomic_numbers if composition is None else composition.element
+    beyond = torch.nonzero(element > heaviest)[:, 0]
+    if not len(beyond):
+        return
+    site = beyond if composition is None else composition.site[beyond]
+    crystal = batch.crystal_index[site]
+    first = int(crystal[0])
+    found = sorted({SYMBOLS[z] for z in element[beyond[crystal == first]].tolist()})
+    raise GraphError(
+        f"{names[first] or f'crystal {first}'}: expected elements up to {SYMBOLS[heaviest]}"
+        f" ({heaviest}), came {', '.join(found)}; leave this crystal out or use another model"
+    )
 
 
 def _primitive(batch: Batch) -> tuple[Batch, Int[Tensor, " atoms"]]:
@@ -448,6 +451,67 @@ def _joined(batch: Batch, names: Sequence[str]) -> tuple[Batch, Int[Tensor, " at
         num_atoms=torch.bincount(batch.crystal_index[kept], minlength=len(batch)),
         composition=batch.composition.joined(into),
     ), into
+
+
+@dataclass(frozen=True)
+class Box(Builder):
+    """All images in a box of cells around the cell of every atom, the atom itself included: the published
+    construction of Crystalformer, for comparison.
+
+    The cell, its atoms and their images are taken as given, so each of them matters. The box goes as far
+    along every lattice vector as a sphere of `cutoff` needs between opposite faces, two cells at least.
+    Elements, disordered sites and `lattice_frames`: as in `Sphere`.
+    """
+
+    cutoff: float = 6.94  # Å
+    lattice_frames: bool = False
+    heaviest: int = MAX_ATOMIC_NUMBER
+
+    def __post_init__(self) -> None:
+        if not self.cutoff > 0:
+            raise ValueError(f"box of neighbours: expected a cutoff above 0 Å, came {self.cutoff}")
+
+    def build(self, batch: Batch, names: Sequence[str]) -> Batch:
+        """Every ordered pair of atoms with every cell of the box."""
+        _check_elements(batch, names, self.heaviest)
+        num_input_atoms = batch.num_atoms
+        batch, atom_map = _joined(batch, names)
+        half = torch.ceil(self.cutoff / plane_spacings(batch.lattice)).long().clamp(min=2)
+        cells, n = (2 * half + 1).prod(1), batch.num_atoms
+        counts = n * n * cells
+        most = int(counts.argmax())
+        if int(counts[most]) > _MOST_IMAGES:
+            raise GraphError(
+                f"{names[most] or f'crystal {most}'}: expected {_MOST_IMAGES} images in its box of cells at"
+                f" most, came {int(counts[most])}; use construction='sphere', or a reduced or smaller cell"
+            )
+        crystal = group_index(counts)
+        _, point = grids(-half, half)
+        rank = ranges(torch.zeros_like(counts), counts)
+        pair = torch.div(rank, cells[crystal], rounding_mode="floor")
+        image = point[offsets(cells)[:-1][crystal] + rank - pair * cells[crystal]]
+        own = torch.div(pair, n[crystal], rounding_mode="floor")
+        start = offsets(n)[:-1][crystal]
+        center, neighbor = start + own, start + pair - own * n[crystal]
+        frames = None
+        if self.lattice_frames:
+            small, transform, _ = reduced(batch)
+            frames = tied_frames(small.lattice)
+            exact = batch.lattice.dtype
+            integer = torch.bmm(frames.integer.to(exact), transform.to(exact)[frames.crystal])
+            frames = replace(frames, integer=integer.round().long())
+        batch = replace(
+            batch,
+            frames=frames,
+            graph=PeriodicGraph(center, neighbor, image, counts),
+            atom_map=atom_map,
+            num_input_atoms=num_input_atoms,
+        )
+        distance = batch.edge_vectors().norm(dim=1)
+        other = (center != neighbor) | (image != 0).any(1)
+        pairs = Pairs(center[other], neighbor[other], image[other], distance[other])
+        neighbors.check_distinct(batch, pairs, names)
+        return batch
 
 
 def _widened(batch: Batch, pairs: Pairs, cutoff: float) -> Pairs:

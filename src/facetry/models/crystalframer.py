@@ -15,6 +15,7 @@ cell, so that no description of the crystal matters; the statistics of the tail 
 explicit `calibrate` (training does it with its first batch) and never in evaluation; tied frames are
 averaged in evaluation and drawn from a seeded generator in training instead of being decided by noise; no
 Gaussian is cut off; gradients reach positions and lattice, and those of weights are exact for every scale.
+`construction="published"` takes the published boxes again, of images and waves, for comparison.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from torch import Tensor, nn
 
 from facetry.crystal import Crystal
 from facetry.graph.batch import Batch
-from facetry.graph.builders import Sphere
+from facetry.graph.builders import Box, Builder, Sphere
 from facetry.models.base import PropertyModel, Symmetry
 from facetry.nn.angular import AngularBasis
 from facetry.nn.dynamic_frames import FRAMES, Axes, Frames, Part
 from facetry.nn.lattice_attention import (
+    BOX_MARGIN,
     LARGEST_WIDTH,
     NARROWEST_FOURIER,
     LatticeAttention,
@@ -44,6 +46,7 @@ from facetry.nn.lattice_attention import (
 from facetry.nn.reciprocal import plane_waves, wave_cutoff
 from facetry.nn.segment import segment_mean, segment_sum
 
+Construction = Literal["sphere", "published"]
 ELEMENTS = 98
 ANGLES = {  # basis, and the scale of distances beside it (Ito 2025, Appendix)
     "default": (AngularBasis(size=64, width=4.0, scale=1.0), 1.0),
@@ -116,6 +119,7 @@ class _LatticeTransformer(PropertyModel):
         frames: Frames | None = None,
         positions: bool = True,
         fourier_heads: Sequence[int] = (),
+        construction: str = "sphere",
     ) -> None:
         super().__init__()
         for what, number in (("block", blocks), ("channel", channels), ("head", heads)):
@@ -124,9 +128,17 @@ class _LatticeTransformer(PropertyModel):
         if not reach > 0:
             raise ValueError(f"{self.name}: expected a reach above 0 (in longest tails), came {reach}")
         self.outputs, self.channels = outputs, channels
+        if construction not in ("sphere", "published"):
+            raise ValueError(
+                f"{self.name}: expected construction of sphere, published, came {construction!r}"
+            )
         self.frames = frames
+        self._box = None if construction == "sphere" else reach  # of images, in tail lengths
         wanted = frames.sphere if frames is not None else {}
-        self.graph = Sphere(reach * LARGEST_WIDTH, heaviest=ELEMENTS, **wanted)
+        self.graph: Builder = Sphere(reach * LARGEST_WIDTH, heaviest=ELEMENTS, **wanted)
+        if construction == "published":
+            cutoff = reach * LARGEST_WIDTH + BOX_MARGIN
+            self.graph = Box(cutoff, wanted.get("lattice_frames", False), heaviest=ELEMENTS)
         self.elements = nn.Parameter(torch.empty(ELEMENTS, channels))
         self.blocks = nn.ModuleList(
             LatticeBlock(
@@ -149,6 +161,12 @@ class _LatticeTransformer(PropertyModel):
         nn.init.normal_(self.elements, std=channels**-0.5 * (9 * blocks) ** -0.25)
         t_fixup(list(self.blocks))
         self._generator: torch.Generator | None = None
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The published box belongs to the cell and to the images of the atoms that were given."""
+        given = self._box is not None
+        return Symmetry(lattice_basis=not given, supercell=not given)
 
     @property
     def calibrated(self) -> bool:
@@ -182,9 +200,10 @@ class _LatticeTransformer(PropertyModel):
     def _atoms(
         self, batch: Batch, generator: torch.Generator | None, measure: bool = False
     ) -> Float[Tensor, "atoms channels"]:
-        around = surroundings(batch, self.dtype, self.frames, generator)
+        around = surroundings(batch, self.dtype, self.frames, generator, self._box)
         if self._fourier:
-            waves = plane_waves(batch, wave_cutoff(NARROWEST_FOURIER), self.dtype)
+            cutoff = wave_cutoff(NARROWEST_FOURIER) if self._box is None else None
+            waves = plane_waves(batch, cutoff, self.dtype)
             around = replace(around, waves=waves)
         x = self._embedded(batch)
         for block in self.blocks:
@@ -269,6 +288,7 @@ class Crystalformer(_LatticeTransformer):
         reach: float = 3.5,
         reciprocal: Literal["none", "heads", "blocks"] = "none",
         value_positions: bool = True,
+        construction: Construction = "sphere",
     ) -> None:
         fourier_heads: Sequence[int] = ()
         if reciprocal == "heads":
@@ -282,7 +302,14 @@ class Crystalformer(_LatticeTransformer):
         elif reciprocal != "none":
             raise ValueError(f"{self.name}: expected reciprocal of none, heads, blocks, came {reciprocal!r}")
         super().__init__(
-            outputs, blocks, channels, heads, reach, positions=value_positions, fourier_heads=fourier_heads
+            outputs,
+            blocks,
+            channels,
+            heads,
+            reach,
+            positions=value_positions,
+            fourier_heads=fourier_heads,
+            construction=construction,
         )
 
 
@@ -312,15 +339,26 @@ class CrystalFramer(_LatticeTransformer):
         reach: float = 3.5,
         frames: Literal["max", "continuous", "static", "weighted_pca", "pca", "lattice"] = "max",
         angles: Literal["default", "lightweight"] = "default",
+        construction: Construction = "sphere",
     ) -> None:
         for what, given, known in (("frames", frames, FRAMES), ("angles", angles, ANGLES)):
             if given not in known:
                 raise ValueError(f"crystalframer: expected {what} of {', '.join(known)}, came {given!r}")
         basis, distance_scale = ANGLES[angles]
-        super().__init__(outputs, blocks, channels, heads, reach, basis, distance_scale, FRAMES[frames]())
+        super().__init__(
+            outputs,
+            blocks,
+            channels,
+            heads,
+            reach,
+            basis,
+            distance_scale,
+            FRAMES[frames](),
+            construction=construction,
+        )
 
     @property
     def symmetry(self) -> Symmetry:
         assert self.frames is not None
-        any_cell = not self.frames.sees_cell
+        any_cell = self._box is None and not self.frames.sees_cell
         return Symmetry(lattice_basis=any_cell, supercell=any_cell, reflection=not self.frames.sees_hands)

@@ -59,6 +59,7 @@ class Part:
     basis: Float[Tensor, "rows slots basis"]
     crystal: Int[Tensor, " rows"]
     of_crystals: Axes | None  # where frames belong to crystals
+    least: Float[Tensor, "rows slots"] | None = None  # Å; tails up to this length leave the entry out
 
 
 def _pick(

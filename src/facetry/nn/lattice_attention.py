@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from facetry.geometry.lattice import plane_spacings
 from facetry.graph.batch import Batch, offsets
 from facetry.nn.angular import AngularBasis, angular_sums
 from facetry.nn.dynamic_frames import Axes, Frames, Part
@@ -33,6 +34,7 @@ LEAST, SLOPE = 0.5, 0.1  # b and β of the tail length
 LARGEST_WIDTH = BASE_WIDTH / math.sqrt(LEAST)  # Å; no tail is longer
 FOURIER_WIDTH = 2.2  # Å; r̃0, the tail length of an average query in a Fourier head
 NARROWEST_FOURIER = FOURIER_WIDTH * math.sqrt(LEAST)  # Å; no tail is shorter there
+BOX_MARGIN = 0.01  # Å; added to the reach of the published box
 DISTANCES, FARTHEST = 64, 10 * BASE_WIDTH  # number of distance Gaussians, centre of the last in Å
 _ROW_ENTRIES = 1 << 13  # entries of the neighbour list that are worked on at once on the CPU
 _ROW_ENTRIES_GPU = 1 << 18
@@ -57,16 +59,30 @@ def distance_basis(r: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries basi
     return torch.exp((r[..., None] - centers).square_() * (-0.5 / step**2))
 
 
+def _box(batch: Batch, reach: float) -> Float[Tensor, " edges"]:
+    """The tail length in Å above which the published box of cells holds each edge.
+
+    The box of σ reaches ⌈(reach σ + 0.01 Å)/height⌉ cells in each direction, at least 2.
+    """
+    graph = batch.require_graph()
+    height = plane_spacings(batch.lattice.detach())[batch.edge_crystal]
+    cells = graph.image.abs()
+    least = ((cells - 1) * height - BOX_MARGIN) / reach
+    return least.masked_fill(cells <= 2, 0.0).amax(1)
+
+
 def surroundings(
     batch: Batch,
     dtype: torch.dtype,
     frames: Frames | None = None,
     generator: torch.Generator | None = None,
+    box: float | None = None,
 ) -> Surroundings:
     """Padded rows of a batch's graph; differentiable in coordinates and lattice.
 
     The rows hold float64 directions for choosing frames and bases in the precision of the network. `frames`
     that belong to crystals are chosen here, once for all layers; the generator draws one of several tied.
+    `box` (in tail lengths) lets every atom and head see the published box of cells for its tail.
     """
     graph = batch.require_graph()
     atoms = len(batch.frac_coords)
@@ -78,6 +94,7 @@ def surroundings(
     direction = vectors / distance[:, None]
     distance = distance.masked_fill(own, 0.0)
     basis = distance_basis(distance.to(dtype))
+    least = None if box is None else _box(batch, box).to(dtype)
     key, pair = torch.unique(graph.center * atoms + graph.neighbor, return_inverse=True)
     counts = torch.bincount(graph.center, minlength=atoms)
     start = offsets(counts)[:-1]
@@ -104,6 +121,7 @@ def surroundings(
                 basis=basis[entry],
                 crystal=crystal[atom],
                 of_crystals=of_crystals,
+                least=None if least is None else least[entry],
             )
         )
     row = torch.empty_like(order)
@@ -234,6 +252,9 @@ class LatticeAttention(nn.Module):
             logits = _rows(dots, part.pair)
             decay = steepness.index_select(0, part.atom)[:, :, None] * part.squared.to(q.dtype)[:, None, :]
             logits = (logits - decay).masked_fill(~part.present[:, None, :], -torch.inf)
+            if part.least is not None:
+                beyond = 2 * steepness[part.atom][:, :, None] * part.least.square()[:, None, :] >= 1
+                logits = logits.masked_fill(beyond, -torch.inf)
             p = torch.softmax(logits, 2)
             share = share.index_add(0, part.pair.flatten(), p.transpose(1, 2).flatten(0, 1))
             axes = psi = None

@@ -46,6 +46,7 @@ class Waves:
 
     parts: list[WavePart]
     row: Int[Tensor, " atoms"]  # where the present rows of the parts, one after the other, hold each atom
+    published: bool  # waves in a box, a floor by maximum
 
 
 def wave_cutoff(narrowest: float, smallest: float = SMALLEST) -> float:
@@ -54,10 +55,11 @@ def wave_cutoff(narrowest: float, smallest: float = SMALLEST) -> float:
     return math.sqrt(-2 * math.log(smallest)) / narrowest
 
 
-def plane_waves(batch: Batch, cutoff: float, dtype: torch.dtype) -> Waves:
+def plane_waves(batch: Batch, cutoff: float | None, dtype: torch.dtype) -> Waves:
     """All waves with |G| <= cutoff (1/Å) at all atoms; differentiable in coordinates and lattice.
 
-    A sphere, so that no choice of cell matters: in a supercell the waves that the cell adds cancel.
+    A sphere, so that no choice of cell matters: in a supercell the waves that the cell adds cancel. None
+    takes the published box instead, two steps along each reciprocal vector.
     """
     numbers, crystal, constant = _indices(batch, cutoff)
     atoms, waves = batch.num_atoms, torch.bincount(crystal, minlength=len(batch))
@@ -79,22 +81,26 @@ def plane_waves(batch: Batch, cutoff: float, dtype: torch.dtype) -> Waves:
     placed = torch.cat([part.atom[part.present] for part in parts])
     row = torch.empty_like(placed)
     row[placed] = torch.arange(len(placed), device=batch.device)
-    return Waves(parts, row)
+    return Waves(parts, row, cutoff is None)
 
 
 def _indices(
-    batch: Batch, cutoff: float
+    batch: Batch, cutoff: float | None
 ) -> tuple[Int[Tensor, "waves 3"], Int[Tensor, " waves"], Bool[Tensor, " waves"]]:
     """One of G and -G in reciprocal lattice vectors, its crystal, and whether it is G = 0."""
     lattice = batch.lattice.detach()
-    high = torch.floor(lattice.norm(dim=2) * (cutoff / (2 * math.pi)) + 1e-9).long()
+    if cutoff is None:
+        high, most = torch.full_like(batch.lattice[:, 0], 2).long(), math.inf
+    else:
+        most = cutoff / (2 * math.pi)
+        high = torch.floor(lattice.norm(dim=2) * most + 1e-9).long()
     low = torch.cat([torch.zeros_like(high[:, :1]), -high[:, 1:]], 1)
     crystal, point = grids(low, high)
     a, b, c = point.unbind(1)
     half = (a > 0) | ((a == 0) & ((b > 0) | ((b == 0) & (c >= 0))))
     crystal, point = crystal[half], point[half]
     vector = torch.einsum("ga,gab->gb", point.to(lattice.dtype), reciprocal(lattice)[crystal])
-    near = torch.nonzero(vector.norm(dim=1) <= cutoff / (2 * math.pi))[:, 0]
+    near = torch.nonzero(vector.norm(dim=1) <= most)[:, 0]
     point, crystal = point[near], crystal[near]
     return point, crystal, (point == 0).all(1)
 
@@ -178,7 +184,8 @@ def fourier_attention(
         own = variance.index_select(0, part.atom.flatten()).unflatten(0, part.atom.shape).transpose(1, 2)
         sums = gaussian_sums(own, part)
         # sums of converged Gaussians are positive; below zero they end only in single precision, far away
-        alpha = (sums + BACKGROUND).clamp_min(BACKGROUND / 10).log()
+        above = sums if waves.published else (sums + BACKGROUND)
+        alpha = above.clamp_min(BACKGROUND if waves.published else BACKGROUND / 10).log()
         logits = queries @ keys.transpose(2, 3) / math.sqrt(q.shape[2]) + alpha
         if presence is not None:
             logits = logits + presence[part.atom][:, None, None, :]
