@@ -1,4 +1,27 @@
-"""Crystalformer and CrystalFramer against plain formulas, closed forms and the numbers of the papers."""
+"""Crystalformer and CrystalFramer against plain formulas, closed forms and the numbers of the papers.
+
+Where every property of the two is tested; bounds float64 / float32, "rows" is `test_lattice_rows.py`:
+
+    rotation, translation, lattice shifts, order, cells,
+    hands, supercells without reduction; 1e-13 / 1e-6      rows: descriptions_of_the_same, cells_bent_to_five
+    mirror images of chiral crystals                       test_frames.py
+    symmetric crystals, turned and mirrored; 1e-12 / 1e-5  test_frames.py, contract/
+    frames are orthonormal, right-handed, equivariant      test_frames.py
+    convergence with the sphere; 1e-9 untrained,           wider_spheres_change_nothing
+      1e-4 of the spread trained                           rows: five_tails_are_enough_when_trained
+    pseudo-finite form; 1e-13 / 1e-6                       rows: pseudo_finite_attention
+    ψ of every image = bases summed first; 1e-13 / 1e-6    outputs_and_gradients, rows: the_plain_formula
+    tail length and bases; 1e-14 / 1e-6                    tail_length, bases, rows: in_both_precisions
+    no angular part of the atom itself; exact              rows: the_atom_itself_has_no_angles
+    parameter counts, initial statistics; exact, 3 %       parameter_counts, initial_*, rows: statistics_of_*
+    gradients of all parameters; relative 1e-6             gradients_of_all_parameters
+    forces and stress; relative 1e-6 / 1e-4, net 1e-12     tasks/test_gradients.py
+    batches in any order; 1e-13 / 1e-6                     rows: batches_in_any_order
+    no randomness in evaluation; exact                     rows: evaluation_draws_nothing
+    uncalibrated models refuse, statistics are kept        uncalibrated_*, rows: calibration_is_kept
+    no angular basis, or scale zero: the baseline; exact   test_frames.py, rows: the_baseline_within
+    rates, mean weights, frozen rate; 1e-12 / 1e-6         training/test_schedule, training/test_crystalframer
+"""
 
 from __future__ import annotations
 
@@ -14,6 +37,7 @@ from facetry.crystal import Crystal
 from facetry.graph import Box, Sphere
 from facetry.models import MODELS, Crystalformer, CrystalFramer
 from facetry.nn.angular import AngularBasis, Gaussians
+from facetry.nn.dynamic_frames import FRAMES, Frames
 from facetry.nn.lattice_attention import LARGEST_WIDTH, distance_basis, tail
 from tests import crystals as zoo
 from tests.reference import plain_crystalframer as plain
@@ -301,27 +325,44 @@ def test_supercells_need_no_primitive_cell():
         assert np.abs(small - large).max() <= 1e-13
 
 
-@pytest.mark.parametrize("angles", ["default", "lightweight"])
-def test_gradients_of_parameters(angles):
-    """Central differences of float64 outputs, lightweight scales included."""
-    model = make(CrystalFramer, channels=4, heads=1, blocks=1, reach=1.5, angles=angles)
-    batch = model.graph([CRYSTALS[0]])
-    names = ["blocks.0.attention.distance", "blocks.0.attention.angular", "blocks.0.attention.score"]
-    names += ["blocks.0.attention.query.weight", "elements"]
-    own = dict(model.named_parameters())
+class Held(Frames):
+    """The frames of another kind as they were at first: selections and axes without their own slopes."""
+
+    def __init__(self, kind: str):
+        self.kind, self.first = FRAMES[kind](), []
+
+    def __call__(self, part, logits, p, generator):
+        if not self.first:
+            self.first.append(self.kind(part, logits, p, generator))
+        return self.first[0]
+
+
+@pytest.mark.parametrize("frames", ["max", "static", "continuous", "weighted_pca"])
+def test_gradients_of_all_parameters(frames):
+    """Every entry of the Jacobian, lightweight scales included; no frame is tied."""
+    model = make(CrystalFramer, channels=2, heads=1, blocks=1, reach=1.2, frames=frames, angles="lightweight")
+    if frames == "weighted_pca":  # its axes follow the attention, and no gradient goes that way
+        for block in model.blocks:
+            block.attention.frames = Held(frames)
+    crystal = zoo.random_crystal(3, atoms=5)
+    batch = model.graph([crystal])
+    used = torch.unique(batch.atomic_numbers - 1)
+    parameters = dict(model.named_parameters())
+    table = parameters["elements"].detach()
+    parameters["elements"] = table[used]
+    names = list(parameters)
 
     def energy(*values):
-        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (batch,)).sum()
+        own = dict(zip(names, values, strict=True))
+        own["elements"] = table.index_copy(0, used, own["elements"])
+        return torch.func.functional_call(model, own, (batch,))
 
-    values = [own[name].detach().clone().requires_grad_() for name in names]
-    gradients = torch.autograd.grad(energy(*values), values)
-    generator = torch.Generator().manual_seed(0)
-    for which in range(len(names)):
-        along = torch.randn(values[which].shape, generator=generator, dtype=torch.float64)
-        up, down = ([*values[:which], values[which] + s * along, *values[which + 1 :]] for s in (1e-5, -1e-5))
-        with torch.no_grad():
-            slope = float(energy(*up) - energy(*down)) / 2e-5
-        assert float((gradients[which] * along).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-11)
+    values = [parameters[name].detach().clone().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(energy, values, eps=1e-5, rtol=1e-6, atol=1e-11)
+    gradients = dict(zip(names, torch.autograd.grad(energy(*values).sum(), values), strict=True))
+    # the same number added to all logits of an atom changes nothing
+    assert float(gradients.pop("blocks.0.attention.key.bias").abs().max()) < 1e-15
+    assert min(float(g.abs().max()) for g in gradients.values()) > 1e-6
 
 
 def test_an_uncalibrated_model_refuses(tmp_path):
