@@ -119,7 +119,8 @@ def test_batches_in_any_order(cls, dtype, bound):
 def test_evaluation_draws_nothing(frames, dtype):
     crystals = [*RANDOM, zoo.nacl(), zoo.si()]
     model = make(CrystalFramer, dtype, frames=frames)
-    model.training_batch(model.graph(crystals), torch.Generator().manual_seed(3))
+    outputs_of_a_step = model(model.training_batch(model.graph(crystals), torch.Generator().manual_seed(3)))
+    assert torch.isfinite(outputs_of_a_step).all()  # its draws are spent
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
