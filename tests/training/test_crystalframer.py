@@ -12,6 +12,7 @@ from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset, Splits
 from facetry.models import MODELS
 from facetry.training import train
+from facetry.training.source import Order, draw_seed
 from tests import crystals as zoo
 from tests.training.tiny import Target
 
@@ -66,6 +67,45 @@ def test_a_stopped_run_ends_as_if_nothing_had_happened(name: str, tmp_path: Path
     assert loaded.calibrated
     values = [[p.value for p in facetry.predict(m, splits.test.crystals)] for m in (whole.model, loaded)]
     assert values[0] == values[1]
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp64", 1e-12), ("fp32", 1e-6)])
+def test_rates_and_mean_weights_of_a_run(precision: str, bound: float, tmp_path: Path) -> None:
+    """The training of the papers in a loop of a few lines: inverse square root, clipped gradients, L1 on
+    standardised values, the plain mean of the weights after each step of the last epochs at a frozen rate."""
+    splits, options = data(), {**OPTIONS, "decay_steps": 7, "keep": "last", "precision": precision}
+    run = train(model("crystalframer"), splits, out=tmp_path, verbose=False, **options)
+    network = model("crystalframer").to(torch.float64 if precision == "fp64" else torch.float32).train()
+    values = torch.from_numpy(splits.train.targets[:, 0].astype(float))
+    labels = ((values - values.mean()) / values.std(correction=0)).to(network.dtype)
+    order = Order(len(splits.train), 5, True, 1)
+    steps, first = 4 * order.steps_per_epoch, 2 * order.steps_per_epoch
+    parameters = list(network.named_parameters())
+    groups = [
+        {"params": [p for n, p in parameters if "bias" not in n], "weight_decay": 1e-5},
+        {"params": [p for n, p in parameters if "bias" in n], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    crystals, states, rates = list(splits.train.crystals), [], []
+    for step in range(steps):
+        chosen = order.batch(*divmod(step, order.steps_per_epoch))
+        rates.append(5e-4 * (7 / (7 + min(step, first - 1))) ** 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = rates[-1]
+        generator = torch.Generator().manual_seed(draw_seed(1, step, 0, 0))
+        batch = network.training_batch(network.graph([crystals[i] for i in chosen]), generator)
+        loss = (network(batch)[:, 0] - labels[torch.from_numpy(chosen)]).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        if step >= first:
+            states.append({k: v.double().clone() for k, v in network.state_dict().items()})
+    ends = rates[order.steps_per_epoch - 1 :: order.steps_per_epoch]
+    assert [row["learning_rate"] for row in run.history] == pytest.approx(ends, rel=1e-15)
+    for key, tensor in run.model.state_dict().items():
+        mean = torch.stack([state[key] for state in states]).mean(0)
+        assert float((tensor - mean).abs().max()) <= bound, key
 
 
 def test_the_recipes_build_what_they_name() -> None:
