@@ -36,7 +36,7 @@ import torch
 from facetry.crystal import Crystal
 from facetry.graph import Box, Sphere
 from facetry.models import MODELS, Crystalformer, CrystalFramer
-from facetry.nn.angular import AngularBasis, Gaussians
+from facetry.nn.angular import AngularBasis, Gaussians, _Sums
 from facetry.nn.dynamic_frames import FRAMES, Frames
 from facetry.nn.lattice_attention import LARGEST_WIDTH, distance_basis, tail
 from tests import crystals as zoo
@@ -323,6 +323,46 @@ def test_supercells_need_no_primitive_cell():
         small = outputs(model, [zoo.nacl(), CRYSTALS[0]])
         large = outputs(model, [zoo.nacl_conventional(), CRYSTALS[0].supercell(np.diag([2, 1, 1]))])
         assert np.abs(small - large).max() <= 1e-13
+
+
+@pytest.mark.parametrize(("size", "width"), [(8, 1.0), (6, 2.0)])
+def test_first_and_second_derivatives_of_sums(size, width):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand((2, 2, 5), generator=generator, dtype=torch.float64, requires_grad=True)
+    cosine = torch.rand((3, 5), generator=generator, dtype=torch.float64) * 2 - 1
+    row = torch.tensor([0, 1, 1])
+
+    def sums(p, cosine):
+        return _Sums.apply(p, row, cosine, AngularBasis(size, width, 1.0), 2)
+
+    for slope in (True, False):
+        given = (p, cosine.requires_grad_(slope))
+        assert torch.autograd.gradcheck(sums, given)
+        assert torch.autograd.gradgradcheck(sums, given)
+
+
+def test_forces_can_be_trained_on():
+    """The slope of squared forces along a change of weights is that of central differences."""
+    model = make(CrystalFramer, channels=4, heads=1, blocks=1, reach=1.5)
+    batch = model.graph([CRYSTALS[0]])
+    batch.frac_coords.requires_grad_()
+    weights = [model.blocks[0].attention.angular, model.blocks[0].attention.query.weight]
+    generator = torch.Generator().manual_seed(0)
+    along = [torch.randn(w.shape, generator=generator, dtype=torch.float64) for w in weights]
+
+    def squared():
+        (force,) = torch.autograd.grad(model(batch).sum(), batch.frac_coords, create_graph=True)
+        return force.square().sum()
+
+    slopes = torch.autograd.grad(squared(), weights)
+    exact = sum(float((s * a).sum()) for s, a in zip(slopes, along, strict=True))
+    values = []
+    for shift in (1e-5, -2e-5):
+        with torch.no_grad():
+            for weight, a in zip(weights, along, strict=True):
+                weight.add_(a, alpha=shift)
+        values.append(float(squared().detach()))
+    assert exact == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
 
 
 class Held(Frames):

@@ -90,11 +90,13 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
         p, row, cosine = ctx.saved_tensors
-        gaussians, centers = Gaussians(ctx.basis, p), ctx.basis.centers(p)
-        gradient = gradient * gaussians.constant
+        centers = ctx.basis.centers(p)
+        gaussians = Gaussians(ctx.basis, p)
+        second = torch.is_grad_enabled()  # derivatives of this: by plain formulas, with a graph
+        gradient = gradient if second else gradient * gaussians.constant
         by_p, by_cosine = torch.zeros_like(p), []
         for g, r, c in zip(*(t.split(ctx.chunk) for t in (gradient, row, cosine)), strict=True):
-            b = gaussians(c).transpose(0, 1)
+            b = ctx.basis(c).transpose(1, 2) if second else gaussians(c).transpose(0, 1)
             value = torch.bmm(g, b)
             by_p.index_add_(0, r, value)
             if ctx.needs_input_grad[2]:  # d/dc of a Gaussian is (μ - c)/w² times itself
