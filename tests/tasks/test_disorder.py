@@ -55,7 +55,7 @@ def test_predictions_of_disordered_crystals_are_marked(name):
     assert [r.status for r in (plain, alloy, vacant, near)] == ["ok"] * 4
     assert plain.message == ""
     averaged = "averaged over species by occupancy"
-    assert alloy.message == f"disordered (1 sites shared by several elements): {averaged}; as read"
+    assert alloy.message == f"disordered (1 of 1 sites shared by several elements): {averaged}; as read"
     assert vacant.message == f"disordered (1 of 2 sites partly occupied): {averaged}"
     assert vacant.value != plain.value
 

@@ -137,7 +137,7 @@ def test_disordered_crystals_are_skipped_with_the_reason():
     (result,) = predict(Double(), alloy)
     assert result.status == "skipped"
     assert "1 of 2 sites partly occupied" in result.message
-    assert "1 sites shared by several elements" in result.message
+    assert "1 of 2 sites shared by several elements" in result.message
 
 
 def test_values_that_are_not_finite_are_failures():

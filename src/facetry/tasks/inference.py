@@ -362,7 +362,7 @@ def disorder(crystal: Crystal) -> str:
     mixed = sum(len(site) > 1 for site in crystal.occupancies or ())
     partial = sum(share < 1 - 1e-6 for share in shares)
     parts = [f"{partial} of {len(crystal)} sites partly occupied"] if partial else []
-    parts += [f"{mixed} sites shared by several elements"] if mixed else []
+    parts += [f"{mixed} of {len(crystal)} sites shared by several elements"] if mixed else []
     return f"disordered ({', '.join(parts)})"
 
 
