@@ -313,7 +313,7 @@ def test_mistakes_say_what_to_do(tmp_path):
         explain(model, crystal, layer=9)
     with pytest.raises(NoExplanation, match="calibrate"):
         explain(CrystalFramer(**SMALL), crystal)
-    with pytest.raises(NoExplanation, match=r"elements 1 \(H\) to 98"):
+    with pytest.raises(NoExplanation, match=r"elements up to Cf \(98\)"):
         explain(model, Crystal(np.eye(3) * 4, [[0, 0, 0]], [102], name="No"))
     with pytest.raises(ValueError, match=r"expected one structure, came several \(NaCl, Po"):
         explain(model, [crystal, zoo.po(), zoo.cu()])
@@ -362,7 +362,7 @@ def folders(tmp_path_factory):
         (["lattice", "two.extxyz"], 2, "expected one structure, came several"),
         (["lattice", "SrTiO3.cif", "-o", "bad.cif"], 2, "expected a folder"),
         (["lattice", "bad.cif"], 3, "bad.cif: the cell is incomplete"),
-        (["lattice", "No.cif"], 3, "expected elements 1 (H) to 98"),
+        (["lattice", "No.cif"], 3, "expected elements up to Cf (98)"),
     ],
 )
 def test_exit_codes(words, code, says, folders, monkeypatch, capsys):
