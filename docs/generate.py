@@ -102,6 +102,17 @@ def lattice_settings() -> str:
     return "\n".join(lines)
 
 
+def baseline_settings() -> str:
+    """The recipes of the baselines that ship."""
+    columns = ("recipe", "rate", "loss", "schedule", "batch", "epochs", "published epochs")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for name, _, training in (r for family in ("cgcnn", "megnet", "schnet") for r in _recipes(family)):
+        cells = (f"`{name}`", f"{training['learning_rate']:g}", training["loss"], training["schedule"])
+        cells += (training["batch_size"], training["epochs"], training.get("published_epochs", ""))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def training() -> str:
     """The keys of a recipe's table `training`."""
     from facetry.training import TrainingOptions
@@ -125,6 +136,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "defects": defects,
     "settings": settings,
     "lattice_settings": lattice_settings,
+    "baseline_settings": baseline_settings,
     "training": training,
 }
 
