@@ -113,6 +113,26 @@ def baseline_settings() -> str:
     return "\n".join(lines)
 
 
+def cell_settings() -> str:
+    """The recipes of ECN that ship."""
+    columns = ("recipe", "group", "graph", "rate", "loss", "schedule", "batch", "epochs", "published epochs")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for name, model, training in _recipes("ecn"):
+        cells = (
+            f"`{name}`",
+            model.get("group", "s8"),
+            model.get("graph", "voronoi"),
+            f"{training['learning_rate']:g}",
+            training["loss"],
+            training["schedule"],
+            training["batch_size"],
+            training["epochs"],
+            training.get("published_epochs", ""),
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def training() -> str:
     """The keys of a recipe's table `training`."""
     from facetry.training import TrainingOptions
@@ -137,6 +157,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "lattice_settings": lattice_settings,
     "baseline_settings": baseline_settings,
+    "cell_settings": cell_settings,
     "training": training,
 }
 
