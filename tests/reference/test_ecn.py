@@ -12,7 +12,7 @@ from facetry import Crystal
 from facetry.geometry.groups import automorphisms, bravais_colours, own_colours, point_groups
 from facetry.graph.cells import CellRadius, Voronoi, cell_index
 from facetry.models import ECN, EquivariantECN
-from facetry.models.ecn import GROUPS, group_and_period, hubbard
+from facetry.models.ecn import GROUPS, _builder, _checked, group_and_period, hubbard
 from facetry.nn.lattice_messages import Colours, LatticeMessages
 from tests import crystals as zoo
 from tests.reference import plain_ecn as plain
@@ -227,7 +227,7 @@ def test_features():
     oxide = Crystal(np.eye(3) * 4.3, [[0, 0, 0], [0.5, 0.5, 0.5]], [26, 8], name="FeO")
     batch = CellRadius()([oxide, zoo.fe(), zoo.srtio3(), zoo.nacl()])
     assert hubbard(batch).tolist() == [1, 0, 0, 0]
-    basis = ECN().edges.basis(torch.tensor([0.0, 6.0, 0.6]).double())
+    basis = ECN().edges.basis(torch.tensor([0.0, 6.0, 0.6], dtype=torch.float64))
     assert basis.shape == (3, 20)
     assert float(basis[0, 0]) == 1
     assert float(basis[1, 19]) == 1
@@ -335,17 +335,13 @@ def test_vectors_have_gradients():
     assert model(model.graph([zoo.po()])).dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"group": "cubic"}, "expected group of s8, p1, bravais"),
-        ({"features": "mass"}, "expected features"),
-        ({"edge_fn": "mlp"}, "expected edge_fn"),
-        ({"graph": "bonds"}, "expected graph"),
-        ({"layers": 0}, "at least one layer"),
-        ({"graph": "radius", "cutoff": -1}, "cutoff above 0"),
-    ],
-)
-def test_wrong_options(options, text):
-    with pytest.raises(ValueError, match=text):
-        ECN(**options)
+def test_wrong_options():
+    """Words are also refused by their types where these are checked, as in these tests."""
+    with pytest.raises(ValueError, match="expected group of s8, p1, bravais, came 'cubic'"):
+        _checked("group", "cubic", GROUPS)
+    with pytest.raises(ValueError, match="expected graph of voronoi, radius"):
+        _builder("bonds", 5.0)
+    with pytest.raises(ValueError, match="at least one layer"):
+        ECN(layers=0)
+    with pytest.raises(ValueError, match="cutoff above 0"):
+        ECN(graph="radius", cutoff=-1)

@@ -301,7 +301,7 @@ class ECN(PropertyModel):
         edge_fn: Literal["code", "per_colour"] = "code",
         hierarchical: bool = False,
         graph: Literal["voronoi", "radius"] = "voronoi",
-        cutoff: float = 5.0,
+        cutoff: float | int = 5.0,
     ) -> None:
         super().__init__()
         _checked("features", features, FEATURES)
@@ -408,7 +408,7 @@ class EquivariantECN(nn.Module):
         channels: int = 100,
         break_symmetry: bool = False,
         graph: Literal["voronoi", "radius"] = "voronoi",
-        cutoff: float = 5.0,
+        cutoff: float | int = 5.0,
     ) -> None:
         super().__init__()
         self.group, self.channels = _checked("group", group, GROUPS), channels
