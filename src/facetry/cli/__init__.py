@@ -31,7 +31,7 @@ app.command("train", short_help="Train a model from a recipe or options.")(model
 app.command("evaluate", short_help="Scores of a model on labelled crystals.")(model.evaluate)
 app.command("predict", short_help="Values with intervals for structures.")(model.predict)
 app.command("embed", short_help="One vector per structure or atom.")(model.embed)
-app.add_typer(data.app, name="dataset", short_help="Named sets: list, info, get, import.")
+app.add_typer(data.app, name="dataset", short_help="Named sets: list, info, get, import, clean.")
 app.command("doctor", short_help="Versions, devices, a self-test in seconds.")(check.doctor)
 
 
