@@ -15,6 +15,7 @@ from facetry.data.clean import clean
 from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset
 from facetry.graph.bonds import Bonds
+from facetry.graph.cells import Voronoi
 from tests import crystals as zoo
 
 
@@ -67,6 +68,8 @@ def test_graphs_that_are_not_valid(data):
     strict = clean(data, most_atoms=6, graph=Bonds(-0.2))
     reasons = {r.name: r.reason for r in strict.rejected if r.stage == "e"}
     assert reasons["salt"] == "an atom without neighbours"
+    salt = data.select([0])
+    assert all(clean(salt, graph=g).data.names.tolist() == ["salt"] for g in (Bonds(0.5), Voronoi(), None))
     heavy = Crystal(np.eye(3) * 3.0, [[0, 0, 0]], [97], name="heavy")
     one = Dataset(CrystalTable.from_crystals([heavy]), np.zeros((1, 2)), data.target_info)
     (rejected,) = clean(one).rejected
@@ -99,6 +102,9 @@ def test_in_a_shell(data, tmp_path, capsys):
     assert energies.unit == "eV/atom"
     assert run(["dataset", "clean", str(path), "-o", str(tmp_path / "out.csv")]) == 2
     assert "ends in .parquet" in capsys.readouterr().err
+    call = ["dataset", "clean", str(path), "-o", str(tmp_path / "out.parquet"), "--graph", "rings"]
+    assert run(call) == 2
+    assert "voronoi or bonds" in capsys.readouterr().err
 
 
 def test_a_named_set(data_folder):

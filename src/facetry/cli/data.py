@@ -91,6 +91,7 @@ def clean_(
     gap: Annotated[str | None, typer.Option(help="Column of band gaps [band_gap].")] = None,
     most_atoms: Annotated[int, typer.Option(min=1, help="Atoms of the primitive cell.")] = 50,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Å beyond the radii that are a bond.")] = 0.45,
+    graph: Annotated[str, typer.Option(help="What a valid graph is: voronoi or bonds.")] = "voronoi",
     insulators: Annotated[bool, typer.Option("--insulators", help="Keep the insulators only.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -100,7 +101,13 @@ def clean_(
     where some inputs could not be read.
     """
     from facetry.data.clean import clean
+    from facetry.graph import Builder
+    from facetry.graph.bonds import Bonds
+    from facetry.graph.cells import Voronoi
 
+    builders: dict[str, Builder] = {"voronoi": Voronoi(), "bonds": Bonds(0.5)}
+    if graph not in builders:
+        raise Mistake(f"--graph {graph}: expected voronoi or bonds")
     if out.suffix.lower() != ".parquet":
         raise Mistake(f"--out {out}: expected a name that ends in .parquet")
     progress = Progress("symmetry of crystals")
@@ -111,6 +118,7 @@ def clean_(
             gap=gap,
             most_atoms=most_atoms,
             tolerance=tolerance,
+            graph=builders[graph],
             insulators=insulators,
             progress=progress.step,
         )

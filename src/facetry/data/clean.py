@@ -30,6 +30,7 @@ from facetry.data.dataset import Dataset, Splits
 from facetry.graph.batch import Batch
 from facetry.graph.bonds import Bonds, dimensionality
 from facetry.graph.builders import Builder, disconnected
+from facetry.graph.cells import Voronoi
 from facetry.graph.neighbors import GraphError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ GAPS = ("band_gap",)
 METAL = 1e-5  # eV; a larger gap is that of an insulator (Kaba 2022)
 SYMPREC = 0.01  # Å
 _CHUNK = 512
+_SMALL_CHUNK = 64  # where a graph is dear and one that fails costs its chunk again
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def clean(
         gap: the column of band gaps in eV (None: `band_gap` where there is one).
         most_atoms: of the primitive cell.
         tolerance: Å beyond the sum of two covalent radii that still make a bond, for the dimensionality.
-        graph: what a valid graph is: its errors are the reasons (None: bonds with a tolerance of 0.5 Å).
+        graph: what a valid graph is: its errors are the reasons (None: the Voronoi bonds of ECN).
         insulators: keep the insulators only.
         progress: called with numbers of crystals whose symmetry has been found.
 
@@ -149,7 +151,7 @@ def clean(
     gap_column = None
     if gap is not None or any(g in columns for g in GAPS):
         gap_column = _column(columns, gap, GAPS, name)
-    builder = Bonds(0.5) if graph is None else graph
+    builder = Voronoi() if graph is None else graph
     keep = np.arange(len(whole))
     stages = [Stage("a", "all", len(keep), 0)]
     rejected: list[Rejected] = []
@@ -169,7 +171,7 @@ def clean(
     small = [None if n <= most_atoms else f"{n} atoms, at most {most_atoms} are wanted" for n in sizes[keep]]
     pass_on("c", f"at most {most_atoms} atoms", small)
     pass_on("d", "three-dimensional", _flat(whole.crystals.select(keep), Bonds(tolerance)))
-    pass_on("e", "valid graphs", _invalid(whole.crystals.select(keep), builder))
+    pass_on("e", "valid graphs", _valid_graphs(whole.crystals.select(keep), builder))
     if gap_column is not None:
         gaps = whole.targets[keep, gap_column]
         count = int((gaps > METAL).sum())
@@ -299,9 +301,9 @@ def _duplicates(
     return reasons
 
 
-def _chunks(crystals: CrystalTable) -> list[Int[np.ndarray, " rows"]]:
+def _chunks(crystals: CrystalTable, size: int = _CHUNK) -> list[Int[np.ndarray, " rows"]]:
     count = len(crystals)
-    return np.array_split(np.arange(count), -(-count // _CHUNK)) if count else []
+    return np.array_split(np.arange(count), -(-count // size)) if count else []
 
 
 def _built(
@@ -331,10 +333,22 @@ def _flat(crystals: CrystalTable, builder: Builder) -> list[str | None]:
     return reasons
 
 
+def _valid_graphs(crystals: CrystalTable, builder: Builder) -> list[str | None]:
+    """Reasons against graphs. Voronoi bonds are bonds with the same slack: what those do not connect need not
+    be divided into cells."""
+    if not isinstance(builder, Voronoi):
+        return _invalid(crystals, builder)
+    reasons = _invalid(crystals, Bonds(builder.slack))
+    left = np.array([row for row, reason in enumerate(reasons) if reason is None], dtype=np.int64)
+    for row, reason in zip(left.tolist(), _invalid(crystals.select(left), builder), strict=True):
+        reasons[row] = reason
+    return reasons
+
+
 def _invalid(crystals: CrystalTable, builder: Builder) -> list[str | None]:
     """Crystals without a graph, with an atom that has no neighbour, or whose graph falls apart."""
     reasons: list[str | None] = [None] * len(crystals)
-    for chunk in _chunks(crystals):
+    for chunk in _chunks(crystals, _SMALL_CHUNK):
         for rows, batch in _built(crystals, builder, chunk, reasons):
             graph = batch.require_graph()
             apart = set(disconnected(batch, graph.center, graph.neighbor).tolist())
