@@ -105,6 +105,37 @@ def lattice_settings() -> str:
     return "\n".join(lines)
 
 
+def baseline_settings() -> str:
+    """The recipes of the baselines that ship."""
+    columns = ("recipe", "rate", "loss", "schedule", "batch", "epochs", "published epochs")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for name, _, training in (r for family in ("cgcnn", "megnet", "schnet") for r in _recipes(family)):
+        cells = (f"`{name}`", f"{training['learning_rate']:g}", training["loss"], training["schedule"])
+        cells += (training["batch_size"], training["epochs"], training.get("published_epochs", ""))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def cell_settings() -> str:
+    """The recipes of ECN that ship."""
+    columns = ("recipe", "group", "graph", "rate", "loss", "schedule", "batch", "epochs", "published epochs")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for name, model, training in _recipes("ecn"):
+        cells = (
+            f"`{name}`",
+            model.get("group", "s8"),
+            model.get("graph", "voronoi"),
+            f"{training['learning_rate']:g}",
+            training["loss"],
+            training["schedule"],
+            training["batch_size"],
+            training["epochs"],
+            training.get("published_epochs", ""),
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def training() -> str:
     """The keys of a recipe's table `training`."""
     from facetry.training import TrainingOptions
@@ -128,6 +159,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "defects": defects,
     "settings": settings,
     "lattice_settings": lattice_settings,
+    "baseline_settings": baseline_settings,
+    "cell_settings": cell_settings,
     "training": training,
 }
 

@@ -19,6 +19,10 @@ SMALL = {
     "ecomformer": {"channels": 32, "k": 12, "scalars": 8},
     "crystalformer": {"channels": 32, "blocks": 2},
     "crystalframer": {"channels": 32, "blocks": 2, "heads": 4},
+    "ecn": {"channels": 24, "layers": 2, "graph": "radius"},  # Voronoi bonds refuse molecules and layers
+    "cgcnn": {"channels": 32, "hidden": 32},
+    "megnet": {"channels": 16},
+    "schnet": {"channels": 32, "layers": 3},
 }
 RANDOM = [zoo.random_crystal(seed) for seed in range(6)] + [zoo.tellurium(-1)]
 SYMMETRIC = zoo.symmetric()
@@ -92,6 +96,7 @@ VARIANTS = {  # beside the defaults; a model without options of its own brings n
             for f in ("continuous", "static", "weighted_pca", "pca", "lattice")
         ],
     ],
+    "schnet": [{"smooth": False}],
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from facetry.evaluation.metrics import Scores, classification_scores, regression_scores
-from facetry.evaluation.plots import confusion_plot, learning_plot, parity_plot
+from facetry.evaluation.plots import confusion_plot, learning_plot, parity_plot, reliability, reliability_plot
 from facetry.evaluation.report import write_report
 
 PNG = b"\x89PNG\r\n"
@@ -128,6 +128,24 @@ def test_confusion_plot():
     found = classification_scores(probabilities, true, classes=["no", "yes"], target="metal", resamples=2)
     rows = [prediction(v) for v in ("no", "yes", "no")]
     assert confusion_plot(Scores((found,), 0, rows, true[:, None].astype(float))).startswith(PNG)
+
+
+def test_reliability():
+    """Bins of the calibration error: what was said, how often it was right, how many crystals."""
+    confidence, right = np.array([0.95, 0.91, 0.65, 1.0]), np.array([1.0, 0.0, 1.0, 1.0])
+    sure, surer = reliability(confidence, right)
+    assert sure == pytest.approx((0.65, 1.0, 1))
+    assert surer == pytest.approx(((0.95 + 0.91 + 1.0) / 3, 2 / 3, 3))
+    probability = np.stack([1 - confidence, confidence], axis=1)
+    gap = sum(abs(a - b) * n for a, b, n in (sure, surer)) / 4
+    true = right.astype(np.int64)
+    found = classification_scores(probability, true, classes=["a", "b"], resamples=1)
+    assert found["calibration_error"].value == pytest.approx(gap)
+    given = [SimpleNamespace(value="b", probability=p) for p in confidence]
+    scores = Scores((found,), 0, given, right[:, None])
+    assert reliability_plot(scores).startswith(PNG)
+    nothing = [SimpleNamespace(value=None, probability=None)] * 4
+    assert reliability_plot(Scores(scores.targets, 4, nothing, right[:, None])) is None
 
 
 def test_learning_curve_needs_something_to_draw():

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from facetry.card import Target
-from facetry.training.losses import fit_scaling, loss_sum, output_columns, standardise
+from facetry.training.losses import balanced_weights, fit_scaling, loss_sum, output_columns, standardise
 
 NAN = float("nan")
 MIXED = [
@@ -63,3 +63,23 @@ def test_mixed_targets_equal_the_plain_formula_and_missing_labels_have_no_gradie
     assert (outputs.grad[4] == 0).all()
     assert outputs.grad[1, 0] == 0
     assert (outputs.grad[1, 2:5] == 0).all()
+
+
+def test_balanced_classes() -> None:
+    """Three labels of one class and one of another count the same; the mean weight of a label is one."""
+    targets = [Target(name="y"), Target(name="b", task="binary"), MIXED[2]]
+    values = np.array([[0.5, 0, 0], [0.1, 0, 0], [NAN, 0, 2], [0.2, 1, NAN]])
+    plain, binary, several = balanced_weights(targets, values)
+    assert plain is None
+    np.testing.assert_allclose(binary, [4 / 6, 4 / 2])
+    np.testing.assert_allclose(several, [3 / 4, 1.0, 3 / 2])
+    outputs = torch.randn(4, 5, dtype=torch.float64)
+    labels = torch.from_numpy(values)
+    total = loss_sum(outputs, labels, targets, "l1", 1.0, [plain, binary, several])
+    by_hand = sum((outputs[i, 0] - labels[i, 0]).abs() for i in (0, 1, 3))
+    for i, weight in enumerate((4 / 6, 4 / 6, 4 / 6, 4 / 2)):
+        bce = functional.binary_cross_entropy_with_logits(outputs[i, 1], labels[i, 1])
+        by_hand = by_hand + weight * bce
+    for i, weight in ((0, 3 / 4), (1, 3 / 4), (2, 3 / 2)):
+        by_hand = by_hand + weight * functional.cross_entropy(outputs[i, 2:], labels[i, 2].long())
+    torch.testing.assert_close(total, by_hand)

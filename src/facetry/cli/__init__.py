@@ -32,7 +32,7 @@ app.command("evaluate", short_help="Scores of a model on labelled crystals.")(mo
 app.command("predict", short_help="Values with intervals for structures.")(model.predict)
 app.command("embed", short_help="One vector per structure or atom.")(model.embed)
 app.command("explain", short_help="What a model looked at: attention, frames.")(explain.explain)
-app.add_typer(data.app, name="dataset", short_help="Named sets: list, info, get, import.")
+app.add_typer(data.app, name="dataset", short_help="Named sets: list, info, get, import, clean.")
 app.command("doctor", short_help="Versions, devices, a self-test in seconds.")(check.doctor)
 
 

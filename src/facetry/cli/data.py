@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from facetry.cli.common import OK, Json, Mistake, text_table
+from facetry.cli.common import OK, SOME_FAILED, Json, Mistake, Progress, text_table
 
 app = typer.Typer(
     help="Named sets: what there is, where it comes from, how to get it.",
@@ -81,6 +81,55 @@ def import_(
     paths = [str(path) for file in files for path in _several(import_set(name, file))]
     print(json.dumps(paths) if as_json else "\n".join(paths))
     return OK
+
+
+@app.command("clean", short_help="Duplicates, layers, broken graphs out; counts.")
+def clean_(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A named set, or the path of your own table.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The crystals that are left (.parquet).")],
+    energy: Annotated[str | None, typer.Option(help="Column that decides between duplicates.")] = None,
+    gap: Annotated[str | None, typer.Option(help="Column of band gaps [band_gap].")] = None,
+    most_atoms: Annotated[int, typer.Option(min=1, help="Atoms of the primitive cell.")] = 50,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Å beyond the radii that are a bond.")] = 0.45,
+    graph: Annotated[str, typer.Option(help="What a valid graph is: voronoi or bonds.")] = "voronoi",
+    insulators: Annotated[bool, typer.Option("--insulators", help="Keep the insulators only.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Take out duplicates, large cells, layers and molecules, and crystals without a valid graph.
+
+    The report with a reason for every crystal taken out is written beside the table (.json). Exit code 3
+    where some inputs could not be read.
+    """
+    from facetry.data.clean import clean
+    from facetry.graph import Builder
+    from facetry.graph.bonds import Bonds
+    from facetry.graph.cells import Voronoi
+
+    builders: dict[str, Builder] = {"voronoi": Voronoi(), "bonds": Bonds(0.5)}
+    if graph not in builders:
+        raise Mistake(f"--graph {graph}: expected voronoi or bonds")
+    if out.suffix.lower() != ".parquet":
+        raise Mistake(f"--out {out}: expected a name that ends in .parquet")
+    progress = Progress("symmetry of crystals")
+    try:
+        cleaned = clean(
+            data,
+            energy=energy,
+            gap=gap,
+            most_atoms=most_atoms,
+            tolerance=tolerance,
+            graph=builders[graph],
+            insulators=insulators,
+            progress=progress.step,
+        )
+    finally:
+        progress.close()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    cleaned.write(out)
+    report = json.dumps(cleaned.to_dict())
+    out.with_suffix(".json").write_text(report + "\n", encoding="utf-8")
+    print(report if as_json else cleaned)
+    return SOME_FAILED if cleaned.unreadable else OK
 
 
 def _several(paths: Path | list[Path]) -> list[Path]:

@@ -48,7 +48,8 @@ class File(_Table):
 
 class TargetInfo(_Table):
     """One scalar column. `classes` lists the names of a multi-class target, `class_range` numbered ones;
-    `split` is the column that holds the official split of this target where the files do not."""
+    `split` is the column that holds the official split of this target where the files do not. A binary target
+    with `of` is no column of the file: it is 1 where that column is larger than `above`."""
 
     unit: str = ""
     description: str
@@ -58,6 +59,8 @@ class TargetInfo(_Table):
     range: tuple[float, float] | None = None
     missing: int = 0
     split: str = ""
+    of: str = ""
+    above: float = 0.0
 
     @property
     def class_names(self) -> list[str]:

@@ -54,6 +54,13 @@ def named_splits(manifest: Manifest, target: str | Sequence[str] | None, fold: i
     return _finish(manifest, Splits(manifest.name, parts))
 
 
+def whole_set(manifest: Manifest) -> Dataset:
+    """All crystals of a named set that are here, with all its targets, without a division."""
+    names = list(manifest.targets)
+    tables = [_read(manifest, key) for key in manifest.files if manifest.is_default(key)]
+    return Dataset.concatenate([_dataset(manifest, table, names) for table in tables])
+
+
 def _finish(manifest: Manifest, splits: Splits) -> Splits:
     """Add what the manifest knows; `Splits` says aloud what is missing where it is used."""
     by_files = manifest.split.kind == "files"  # there imported files can have made it complete
@@ -211,9 +218,13 @@ def make_target(name: str, info: TargetInfo) -> Target:
 
 
 def target_column(table: pa.Table, name: str, info: TargetInfo, source: str) -> Float[np.ndarray, " rows"]:
-    """One target as float64: numbers as they are, classes by their position, NaN for null."""
+    """One target as float64: numbers as they are, classes by their position, NaN for null; a target made
+    from another column is 1 above its threshold."""
     import pyarrow as pa
 
+    if info.of:
+        values = target_column(table, info.of, info.model_copy(update={"of": ""}), source)
+        return np.where(np.isnan(values), np.nan, (values > info.above).astype(np.float64))
     if name not in table.column_names:
         raise ValueError(f"{source}: the file has no column {name}; it has {', '.join(table.column_names)}")
     column = table[name]

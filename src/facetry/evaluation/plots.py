@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from facetry.evaluation.metrics import Scores
+from facetry.evaluation.metrics import CALIBRATION_BINS, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,6 +102,42 @@ def _draw_confusion(axes: Axes, matrix: Int[np.ndarray, "classes classes"], name
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true")
+
+
+def reliability(
+    confidence: Float[np.ndarray, " crystals"], right: Float[np.ndarray, " crystals"]
+) -> list[tuple[float, float, int]]:
+    """Mean probability of the predicted class, share of right answers and number of crystals, for each of
+    the bins of the calibration error that is not empty."""
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    return [
+        (float(confidence[bins == b].mean()), float(right[bins == b].mean()), int((bins == b).sum()))
+        for b in np.unique(bins)
+    ]
+
+
+def reliability_plot(scores: Scores, number: int = 0, transparent: bool = False) -> bytes | None:
+    """How often a classifier is right against how sure it was; None where it gave no answer. Points below the
+    diagonal are overconfident; their area grows with the number of crystals."""
+    target, count = scores.targets[number], len(scores.targets)
+    true = np.asarray(scores.truth)[:, number]
+    given = [
+        (p.probability, str(p.value) == target.classes[int(t)])
+        for t, p in zip(true, scores.predictions[number::count], strict=True)
+        if p.probability is not None and t == t
+    ]
+    if not given:
+        return None
+    points = np.array(reliability(*np.array(given, dtype=np.float64).T))
+    figure, axes = _figure(4.6, 4.4)
+    axes.plot([0, 1], [0, 1], color=INK, lw=1)
+    axes.plot(points[:, 0], points[:, 1], color=BLUE, lw=1.2)
+    axes.scatter(points[:, 0], points[:, 1], s=12 + 300 * points[:, 2] / points[:, 2].sum(), color=BLUE)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set_xlabel("probability of the predicted class")
+    axes.set_ylabel("share of right answers")
+    axes.set_title(target.target, color=INK)
+    return _png(figure, transparent)
 
 
 def learning_plot(history: Sequence[Mapping[str, Any]], transparent: bool = False) -> bytes | None:

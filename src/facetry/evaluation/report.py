@@ -16,7 +16,7 @@ import numpy as np
 
 from facetry._version import __version__
 from facetry.evaluation.metrics import Estimate, Scores, TargetScores
-from facetry.evaluation.plots import learning_plot, parity_plot, target_plot
+from facetry.evaluation.plots import learning_plot, parity_plot, reliability_plot, target_plot
 
 __all__ = ["parity_plot", "target_plot", "write_report"]
 
@@ -137,6 +137,8 @@ def _score_sections(scores: Scores, split: str) -> list[str]:
             parts.append(
                 f'<div class="plots">{picture}<div style="flex:1 1 18rem">{_score_table(target)}</div></div>'
             )
+            if target.task != "regression" and (png := reliability_plot(scores, number, transparent=True)):
+                parts += ["<h3>Calibration</h3>", _image(png, "share of right answers against probability")]
     if scores.failed:
         parts.append(
             f'<p class="bad">{scores.failed} crystals gave no value and are not part of the scores.</p>'

@@ -284,29 +284,50 @@ def disconnected(
     return torch.nonzero(lowest != highest)[:, 0]
 
 
+def _in_primitive(batch: Batch) -> Batch:
+    """The primitive, reduced cells of the crystals, with the map from the atoms that were given."""
+    cells, copy_of = _primitive(batch)
+    return replace(reduced(cells)[0], atom_map=copy_of, num_input_atoms=batch.num_atoms)
+
+
 @dataclass(frozen=True)
 class KNearest(Builder):
-    """Each atom's k nearest neighbours with whole shells, directed, in the cell as given."""
+    """Each atom's k nearest neighbours with whole shells, directed, in the cell as given.
+
+    `cutoff` (Å) leaves out what is farther, so that an atom in a gap may have fewer neighbours or none; a
+    shell that begins within the gap beyond the cutoff belongs to it, lest rounding decide at round numbers.
+    `primitive` works in the primitive cell: fewer atoms where a supercell was given.
+    """
 
     k: int = 12
     gap: float = SHELL_GAP
+    cutoff: float | None = None
+    primitive: bool = False
 
     def build(self, batch: Batch, names: Sequence[str]) -> Batch:
         """Neighbours searched in the reduced cell, images counted in the given one."""
+        if self.primitive:
+            batch = _in_primitive(batch)
         small, transform, wrap = reduced(batch)
         pairs, radius = nearest_pairs(small, self.k, names, self.gap)
+        if self.cutoff is not None:
+            radius = radius.clamp(max=self.cutoff)
         keep = pairs.distance <= radius[pairs.center] + self.gap / 2
         return replace(batch, graph=neighbors.in_given_cell(batch, pairs, keep, transform, wrap))
 
 
 @dataclass(frozen=True)
 class Radius(Builder):
-    """All neighbours closer than `cutoff` (Å), in the cell as given."""
+    """All neighbours closer than `cutoff` (Å), in the cell as given; with `primitive` in the primitive cell,
+    which has fewer atoms where a supercell was given."""
 
     cutoff: float = 5.0
+    primitive: bool = False
 
     def build(self, batch: Batch, names: Sequence[str]) -> Batch:
         """Neighbours searched in the reduced cell, images counted in the given one."""
+        if self.primitive:
+            batch = _in_primitive(batch)
         small, transform, wrap = reduced(batch)
         reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
         pairs = neighbors.pairs_within(small, reach)

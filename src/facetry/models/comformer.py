@@ -29,7 +29,7 @@ from facetry.graph.batch import Batch
 from facetry.graph.builders import LatticeKNearest
 from facetry.models.base import PropertyModel, Symmetry
 from facetry.nn.attention import EdgewiseTransformer, NodewiseTransformer
-from facetry.nn.basis import GaussianBasis, ScalarEmbedding
+from facetry.nn.basis import GaussianBasis, ScalarEmbedding, distinct
 from facetry.nn.convolution import EquivariantUpdate, spherical_harmonics
 from facetry.nn.embedding import ElementTable, LearnedElements
 from facetry.nn.readout import Head
@@ -126,21 +126,6 @@ def _average(
     if len(value) == size:  # one frame a crystal
         return value
     return segment_sum(value * weight.to(value.dtype)[:, None], row, size)
-
-
-def distinct(x: Float[Tensor, "*shape"], dtype: torch.dtype) -> tuple[Tensor, Int[Tensor, "*shape"]]:
-    """The distinct values of `x` and where each entry finds its own.
-
-    Crystals repeat the same few lengths and cosines; embedding each once halves the work of a step. Values
-    nearer than what the network's precision can tell apart are one. Where gradients flow through the
-    geometry every entry stays its own.
-    """
-    if x.requires_grad:
-        flat = x.reshape(-1)
-        return flat, torch.arange(len(flat), device=x.device).view(x.shape)
-    quantum = 1e-13 if dtype == torch.float64 else 1e-8
-    key, inverse = torch.unique(torch.round(x / quantum), return_inverse=True)
-    return key * quantum, inverse
 
 
 class IComFormer(_ComFormer):

@@ -11,20 +11,18 @@ from torch import Tensor, nn
 
 from facetry.nn.element_table import ELEMENT_FEATURES, ELEMENT_ROWS, element_features
 
-__all__ = ["ElementTable", "LearnedElements"]
+__all__ = ["ElementTable", "LearnedElements", "check_elements"]
 
 
-def _check_elements(atomic_numbers: Tensor) -> None:
-    """Raises ValueError for numbers outside of 1 to 118. Not while a graph of the module is captured, where
-    the values are not there to be looked at."""
+def check_elements(atomic_numbers: Tensor, rows: int = ELEMENT_ROWS) -> None:
+    """Raises ValueError for numbers without a row. Not while a graph of the module is captured, where the
+    values are not there to be looked at."""
     if torch.compiler.is_compiling() or not len(atomic_numbers):
         return
     low, high = torch.aminmax(atomic_numbers)
-    if low < 1 or high >= ELEMENT_ROWS:
-        wrong = sorted({int(z) for z in atomic_numbers.tolist() if not 1 <= z < ELEMENT_ROWS})
-        raise ValueError(
-            f"atomic numbers {wrong} are not in the element table, which holds 1 to {ELEMENT_ROWS - 1}"
-        )
+    if low < 1 or high >= rows:
+        wrong = sorted({int(z) for z in atomic_numbers.tolist() if not 1 <= z < rows})
+        raise ValueError(f"atomic numbers {wrong} are not in the element table, which holds 1 to {rows - 1}")
 
 
 class ElementTable(nn.Module):
@@ -44,20 +42,20 @@ class ElementTable(nn.Module):
 
     def forward(self, atomic_numbers: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms channels"]:
         """Features of every atom. Raises ValueError for an atomic number outside of 1 to 118."""
-        _check_elements(atomic_numbers)
+        check_elements(atomic_numbers)
         if len(atomic_numbers) > ELEMENT_ROWS:
             return self.linear(self.table)[atomic_numbers]
         return self.linear(self.table[atomic_numbers])
 
 
 class LearnedElements(nn.Module):
-    """A learned row of `channels` numbers for each of the 118 elements, from N(0, 1); row 0 is never used."""
+    """A learned row of `channels` numbers for each element, from N(0, 1); row 0 is never used."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, rows: int = ELEMENT_ROWS) -> None:
         super().__init__()
-        self.rows = nn.Embedding(ELEMENT_ROWS, channels)
+        self.rows = nn.Embedding(rows, channels)
 
     def forward(self, atomic_numbers: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms channels"]:
-        """Features of every atom. Raises ValueError for an atomic number outside of 1 to 118."""
-        _check_elements(atomic_numbers)
+        """Features of every atom. Raises ValueError for an atomic number without a row."""
+        check_elements(atomic_numbers, self.rows.num_embeddings)
         return self.rows(atomic_numbers)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from facetry.card import Target
 from facetry.models.base import PropertyModel
-from facetry.training.losses import loss_sum, standardise
+from facetry.training.losses import balanced_weights, loss_sum, standardise
 from facetry.training.recipe import TrainingError, TrainingOptions
 from facetry.training.schedule import averaging_start, rate_of_run
 from facetry.training.scores import flat_metrics, network_outputs, score_targets, selection_score
@@ -85,6 +85,8 @@ class Fitting(pl.LightningModule):
         self._sources = (train, val)
         self._keeper, self._point, self._on_epoch = keeper, point, on_epoch
         self._labels = torch.from_numpy(standardise(targets, train.labels.numpy()))
+        balanced = options.class_weights == "balanced"
+        self._class_weights = balanced_weights(targets, train.labels.numpy()) if balanced else None
         self.order = Order(len(train), options.batch_size, options.drop_last, options.seed)
         per_epoch = self.order.steps_per_epoch
         epochs = options.epochs if options.epochs is not None else 100
@@ -152,7 +154,14 @@ class Fitting(pl.LightningModule):
         if outputs.dtype == torch.bfloat16:
             outputs = outputs.float()
         labels = self._labels[torch.from_numpy(mine)].to(self.device, outputs.dtype)
-        total = weight * loss_sum(outputs, labels, self.targets, self.options.loss, self.options.huber_delta)
+        total = weight * loss_sum(
+            outputs,
+            labels,
+            self.targets,
+            self.options.loss,
+            self.options.huber_delta,
+            self._class_weights,
+        )
         everyone = int((~torch.isnan(self._labels[torch.from_numpy(chosen)])).sum())
         with torch.no_grad():
             present = weight * (~torch.isnan(labels)).sum()

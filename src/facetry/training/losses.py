@@ -46,16 +46,38 @@ def standardise(
     return (values - mean) / std
 
 
+def balanced_weights(
+    targets: Sequence[Target], values: Float[np.ndarray, "crystals targets"]
+) -> list[Tensor | None]:
+    """Weights of the classes of each target (None for regression): n / (classes · n_class) of the labels that
+    are there, so that all classes together count the same and the mean weight of a label is one. A class that
+    does not occur has the weight one."""
+    weights: list[Tensor | None] = []
+    for target, column in zip(targets, values.T, strict=True):
+        if target.task == "regression":
+            weights.append(None)
+            continue
+        classes = 2 if target.task == "binary" else target.columns
+        there = column[~np.isnan(column)].astype(np.int64)
+        count = np.bincount(there, minlength=classes)
+        occurring = max(int((count > 0).sum()), 1)
+        weight = np.where(count > 0, len(there) / (occurring * np.maximum(count, 1)), 1.0)
+        weights.append(torch.from_numpy(weight))
+    return weights
+
+
 def loss_sum(
     outputs: Float[Tensor, "crystals outputs"],
     labels: Float[Tensor, "crystals targets"],
     targets: Sequence[Target],
     loss: Literal["l1", "mse", "huber"] = "l1",
     huber_delta: float = 1.0,
+    class_weights: Sequence[Tensor | None] | None = None,
 ) -> Float[Tensor, ""]:
     """Sum of the loss over all labels that are not NaN; divide by their number for the mean.
 
     Labels are standardised numbers (regression), 0 or 1 (binary), a class number (multiclass).
+    `class_weights` has the weights of the classes of each target (`balanced_weights`).
     """
     present = ~torch.isnan(labels)
     labels = torch.where(present, labels, torch.zeros_like(labels))
@@ -74,5 +96,8 @@ def loss_sum(
                 each = (output - label).square()
             else:
                 each = functional.huber_loss(output, label, reduction="none", delta=huber_delta)
+        weight = None if class_weights is None else class_weights[index]
+        if weight is not None:
+            each = each * weight.to(each)[label.long()]
         total = total + torch.where(mask, each, torch.zeros_like(each)).sum()
     return total

@@ -75,6 +75,9 @@ class TrainingOptions(BaseModel):
     weight_decay: float = Field(default=1e-5, ge=0, description="of AdamW; none on biases and norms")
     loss: Literal["l1", "mse", "huber"] = Field(default="l1", description="of regression targets")
     huber_delta: float = Field(default=1.0, gt=0, description="where huber turns linear, in target std")
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="of classification targets: every class counts the same, or every label"
+    )
     gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
     averaging: Literal["none", "ema", "mean"] = Field(
         default="none", description="of weights: exponential, or plain over the last epochs"

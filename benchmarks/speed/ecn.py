@@ -1,0 +1,38 @@
+"""Training step of ECN on Perov-5 (all atoms within 5 Å, published sizes), beside CGCNN on the same
+crystals."""
+
+from __future__ import annotations
+
+from benchmarks.speed.common import THREADS, best, perov5, record
+
+CRYSTALS = 32
+
+
+def main() -> None:
+    import torch
+
+    from facetry.kernels.allocator import keep_freed_memory
+    from facetry.models import CGCNN, ECN
+
+    torch.set_num_threads(THREADS)
+    keep_freed_memory()
+    crystals = perov5(CRYSTALS)
+    rows = []
+    models = {"CGCNN": CGCNN()}
+    for breaking, label in ((True, ""), (False, ", cells not told apart")):
+        for group in ("s8", "p1", "bravais"):
+            models[f"ECN {group}{label}"] = ECN(group=group, break_symmetry=breaking, graph="radius")
+    for label, model in models.items():
+        batch = model.graph(crystals)
+
+        def step(model=model, batch=batch):
+            model.zero_grad(set_to_none=True)
+            (model(batch) - 1).square().mean().backward()
+
+        value = best(step, 3) / CRYSTALS * 1e3
+        rows.append({"what": f"{label}, training step", "value": value, "unit": "ms"})
+    record("ecn", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Voronoi bonds and their filter, against textbook counts and pymatgen."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from facetry import Crystal
+from facetry.graph import GraphError
+from facetry.graph.cells import CellRadius, Voronoi, cell_index
+from tests import crystals as zoo
+
+TUNGSTEN = Crystal(zoo.bcc(3.16), [[0, 0, 0]], [74], name="W")
+
+
+@pytest.mark.parametrize(
+    ("crystal", "edges"),
+    [
+        (zoo.nacl(), 12), (zoo.srtio3(), 36), (zoo.si(), 8), (zoo.cu(), 12), (TUNGSTEN, 14),
+        (zoo.cscl(), 22), (zoo.zno(), 16),
+    ],
+    ids=lambda v: getattr(v, "name", str(v)),
+)  # fmt: skip
+def test_counts(crystal, edges):
+    assert len(Voronoi()([crystal]).graph) == edges
+
+
+def bonds(batch, index):
+    """Multiset of (centre, neighbour, Å) on the 2 x 2 x 2 supercell, atoms as 8 p + c."""
+    part = batch.select([index])
+    d = part.edge_vectors().norm(dim=1).tolist()
+    delta = cell_index(part.graph.image).tolist()
+    rows = zip(part.graph.center.tolist(), part.graph.neighbor.tolist(), delta, d, strict=True)
+    return Counter((8 * p + c, 8 * q + (c ^ t), round(x, 3)) for p, q, t, x in rows for c in range(8))
+
+
+def pymatgen_bonds(batch, index):
+    """The same from pymatgen's IsayevNN on the supercell."""
+    from pymatgen.core import Lattice, Structure
+    from pymatgen.core.local_env import IsayevNN
+
+    part = batch.select([index])
+    cells = np.array(list(np.ndindex(2, 2, 2)))
+    frac = part.frac_coords.numpy()
+    frac = frac - np.floor(frac)
+    sites = ((frac[:, None] + cells) / 2).reshape(-1, 3)
+    species = np.repeat(part.atomic_numbers.numpy(), 8)
+    structure = Structure(Lattice(part.lattice[0].numpy() * 2), species, sites)
+    shift = np.floor(part.frac_coords.numpy()).astype(int)
+    finder = IsayevNN(tol=0.5, cutoff=6.0, compute_adj_neighbors=False)
+    found = Counter()
+    for i, nn in enumerate(finder.get_all_nn_info(structure)):
+        for entry in nn:
+            d = np.linalg.norm(structure[i].coords - entry["site"].coords)
+            found[(i, entry["site_index"], round(float(d), 3))] += 1
+    # cells of our description start at the atoms' own cells
+    number = {}
+    for p in range(len(frac)):
+        for c, v in enumerate(cells):
+            w = (v + shift[p]) % 2
+            number[8 * p + int(w @ [4, 2, 1])] = 8 * p + c
+    back = {v: k for k, v in number.items()}
+    return Counter({(back[i], back[j], d): n for (i, j, d), n in found.items()})
+
+
+def test_against_pymatgen():
+    """Small and skewed cells; 200 crystals of mp20 are compared by benchmarks/speed/voronoi.py."""
+    crystals = [zoo.nacl(), zoo.zno(), zoo.random_crystal(2), zoo.random_crystal(3), zoo.rhombohedral(50)]
+    batch = Voronoi(valid=False)(crystals)
+    for index in range(len(crystals)):
+        assert bonds(batch, index) == pymatgen_bonds(batch, index)
+
+
+@pytest.mark.parametrize(
+    ("crystal", "reason"),
+    [
+        (Crystal(np.diag([3.6, 3.6, 18.0]), [[0, 0, 0], [0.5, 0.5, 0.1]], [29, 29], name="slab"), "open"),
+        (Crystal(np.eye(3) * 20, [[0, 0, 0]], [18], name="box"), "open"),
+        (zoo.po(), "an atom of Po has no bond"),
+        (zoo.layered(), "4 parts"),
+        (Crystal(np.eye(3) * 3, [[0, 0, 0]], [98], name="Cf"), "Cf has no covalent radius"),
+    ],
+    ids=["slab", "box", "lonely", "layers", "Cf"],
+)
+def test_refused(crystal, reason):
+    with pytest.raises(GraphError, match=reason) as error:
+        Voronoi()([zoo.nacl(), crystal])
+    assert crystal.name in str(error.value)
+
+
+def test_open_cells_are_tried_again_with_the_supercell(monkeypatch):
+    """Images around eight cells instead of one; for a sound crystal the bonds are the same."""
+    from facetry.graph import cells
+
+    crystals = [zoo.nacl(), zoo.zno(), zoo.random_crystal(2)]
+    expected, original = Voronoi()(crystals).graph, cells._bonds
+
+    def suspicious(batch, *arguments, supercell=False):
+        *found, open_cells = original(batch, *arguments, supercell=supercell)
+        if not supercell:
+            open_cells[1] = True
+        return *found, open_cells
+
+    monkeypatch.setattr(cells, "_bonds", suspicious)
+    again = Voronoi()(crystals).graph
+    assert again.num_edges.tolist() == expected.num_edges.tolist()
+    order, other = (np.lexsort(np.column_stack([g.center, g.neighbor, g.image]).T) for g in (expected, again))
+    for name in ("center", "neighbor", "image"):
+        assert torch.equal(getattr(expected, name)[order], getattr(again, name)[other])
+
+
+def test_large_cells_are_allowed_with_a_warning(caplog):
+    rng = np.random.default_rng(0)
+    big = zoo.si().supercell(np.diag([3, 3, 3]))
+    big = Crystal(
+        big.lattice, big.frac_coords + rng.normal(size=(54, 3)) * 2e-3, big.atomic_numbers, name="big"
+    )
+    with caplog.at_level(logging.WARNING):
+        batch = Voronoi()([big])
+    assert len(batch.frac_coords) == 54
+    assert "big: 54 atoms in the primitive cell" in caplog.text
+    assert "MB" in caplog.text
+
+
+def test_descriptions_do_not_matter():
+    """Edges, with δ, of any description of a crystal: the same multiset of (elements, δ, Å)."""
+
+    def labels(batch):
+        z, g = batch.atomic_numbers, batch.graph
+        d = batch.edge_vectors().norm(dim=1)
+        rows = torch.stack([z[g.center], z[g.neighbor], cell_index(g.image)], 1).tolist()
+        return Counter((*row, round(x, 6)) for row, x in zip(rows, d.tolist(), strict=True))
+
+    for builder in (CellRadius(4.0), Voronoi(valid=False)):
+        for i, c in enumerate([zoo.zno(), zoo.tellurium(), zoo.random_crystal(3), zoo.srtio3()]):
+            other = zoo.permuted(zoo.shifted(zoo.rotated(c, -zoo.rotation(i)), i), i)
+            other = zoo.rebased(other, zoo.unimodular(i)).supercell(np.diag([1, 2, 1]))
+            assert labels(builder([c])) == labels(builder([other]))
+
+
+def test_wrong_settings():
+    with pytest.raises(ValueError, match="slack >= 0"):
+        Voronoi(slack=-1.0)
+    with pytest.raises(ValueError, match="cutoff above 0"):
+        CellRadius(0.0)
