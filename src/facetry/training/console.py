@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from facetry.card import Target
 
 if TYPE_CHECKING:
-    from facetry.training.loop import Fitting
+    from facetry.training.loop import PropertyFitting
 
 HEADLINE = {"regression": "mae", "binary": "roc_auc", "multiclass": "accuracy"}
 
@@ -31,7 +31,7 @@ def wants_lines(verbose: bool | None) -> bool:
     return sys.stderr.isatty() if verbose is None else verbose
 
 
-def epoch_line(fitting: Fitting) -> str:
+def epoch_line(fitting: PropertyFitting) -> str:
     """`epoch 3/50  loss 0.31  val mae 0.12 eV  best 0.12 (3)  8.1 s  left 6 min`."""
     row, progress = fitting.progress.history[-1], fitting.progress
     shown = [f"epoch {row['epoch']}/{fitting.epochs}", f"loss {row['train_loss']:.4g}"]

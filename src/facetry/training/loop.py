@@ -33,7 +33,7 @@ from facetry.training.losses import balanced_weights, loss_sum, standardise
 from facetry.training.recipe import TrainingError, TrainingOptions
 from facetry.training.schedule import averaging_start, rate_of_run
 from facetry.training.scores import flat_metrics, network_outputs, score_targets, selection_score
-from facetry.training.source import Order, Source, draw_seed
+from facetry.training.source import Order, Rounds, Source, draw_seed
 from facetry.training.state import Keeper, Progress, ResumePoint, pack_state, restore_optimizer, section
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -67,38 +67,44 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
 
 
 class Fitting(pl.LightningModule):
-    """One run of training; `progress`, `best` and the network's weights are its result."""
+    """One run of training; `progress`, `best` and the network's weights are its result.
+
+    Subclasses say what the loss of a part is (`part_loss`) and how good the network is (`validate`).
+    """
 
     def __init__(
         self,
         network: PropertyModel,
-        targets: list[Target],
         options: TrainingOptions,
         train: Source,
         val: Source | None,
         keeper: Keeper | None,
         point: ResumePoint | None,
         on_epoch: Callable[[Fitting, bool], None],
+        order: Order | Rounds | None = None,
     ):
         super().__init__()
-        self.network, self.targets, self.options = network, targets, options
+        self.network, self.options = network, options
         self._sources = (train, val)
         self._keeper, self._point, self._on_epoch = keeper, point, on_epoch
-        self._labels = torch.from_numpy(standardise(targets, train.labels.numpy()))
-        balanced = options.class_weights == "balanced"
-        self._class_weights = balanced_weights(targets, train.labels.numpy()) if balanced else None
-        self.order = Order(len(train), options.batch_size, options.drop_last, options.seed)
-        per_epoch = self.order.steps_per_epoch
-        epochs = options.epochs if options.epochs is not None else 100
-        self.total_steps = options.steps if options.steps is not None else epochs * per_epoch
-        self.epochs = -(-self.total_steps // per_epoch)
+        self.order = order or Order(len(train), options.batch_size, options.drop_last, options.seed)
+        self.total_steps = total_steps(options, self.order)
+        self.epochs = -(-self.total_steps // self.order.steps_per_epoch)
         self.progress = point.progress if point else Progress()
         self.best = point.best if point else None
         self._best_changed = False
         self._averaged = section(point.tensors, "averaged") if point else {}
-        self._forward = (torch.compile(network, dynamic=True) if options.compile else network,)
         self._loss = torch.zeros(2, dtype=torch.float64)
         self._clock = self._epoch_clock = self._last_save = time.monotonic()
+
+    def part_loss(self, mine: np.ndarray, chosen: np.ndarray, seed: int) -> tuple[Tensor, Tensor, int]:
+        """Sum of the loss over the crystals `mine`, the number of labels behind it, and that of the whole
+        batch `chosen`."""
+        raise NotImplementedError
+
+    def validate(self) -> tuple[dict[str, float], float | None]:
+        """Columns of the table of epochs and a score, lower is better; None where there is none."""
+        raise NotImplementedError
 
     # -- what Lightning asks for ------------------------------------------------------------------------
 
@@ -146,26 +152,10 @@ class Fitting(pl.LightningModule):
             mine = chosen[:1]
         seed = draw_seed(self.options.seed, self.progress.step, batch.part, self.global_rank)
         torch.manual_seed(seed)
-        crystals = self._sources[0].batch(mine, self.device)
-        draw = getattr(self.network, "training_batch", None)
-        if draw is not None:
-            crystals = draw(crystals, torch.Generator().manual_seed(seed))
-        outputs = self._forward[0](crystals)
-        if outputs.dtype == torch.bfloat16:
-            outputs = outputs.float()
-        labels = self._labels[torch.from_numpy(mine)].to(self.device, outputs.dtype)
-        total = weight * loss_sum(
-            outputs,
-            labels,
-            self.targets,
-            self.options.loss,
-            self.options.huber_delta,
-            self._class_weights,
-        )
-        everyone = int((~torch.isnan(self._labels[torch.from_numpy(chosen)])).sum())
+        total, present, everyone = self.part_loss(mine, chosen, seed)
+        total = weight * total
         with torch.no_grad():
-            present = weight * (~torch.isnan(labels)).sum()
-            self._loss += torch.stack([total.detach(), present]).to(self._loss)
+            self._loss += torch.stack([total.detach(), weight * present]).to(self._loss)
         return total * (parts / max(everyone, 1))  # Lightning divides by accumulate, DDP by the devices
 
     def on_train_batch_end(self, outputs: object, batch: Part, batch_idx: int) -> None:
@@ -188,7 +178,7 @@ class Fitting(pl.LightningModule):
 
     def _rate(self, step: int) -> tuple[float, float]:
         """Learning rate and first beta of a step."""
-        return rate_of_run(self.options, step, self.total_steps, self.order.steps_per_epoch)
+        return rate_of_run(self.options, step, self.total_steps, self.order.steps_per_pass)
 
     # -- epochs ------------------------------------------------------------------------------------------
 
@@ -202,23 +192,9 @@ class Fitting(pl.LightningModule):
         loss = self._mean_loss()
         rate, _ = self._rate(progress.step - 1)
         row: dict[str, float | int] = {"epoch": progress.epoch + 1, "step": progress.step, "train_loss": loss}
-        score = None
-        val = self._sources[1]
         with self._weights_to_keep():
-            if val is not None:
-                outputs = network_outputs(
-                    self.network,
-                    val,
-                    self.options.batch_size,
-                    self.device,
-                    self.global_rank,
-                    self.trainer.world_size,
-                    quick=True,
-                )
-                labels = val.labels.numpy()
-                scores = score_targets(self.targets, outputs, labels)
-                row |= {f"val_{name}": value for name, value in flat_metrics(scores).items()}
-                score = selection_score(self.targets, scores, outputs, labels)
+            columns, score = self.validate()
+            row |= columns
             improved = score is not None and (progress.best_score is None or score < progress.best_score)
             chosen = improved or score is None or self.options.keep == "last"
             if chosen:
@@ -259,7 +235,7 @@ class Fitting(pl.LightningModule):
     def _average(self) -> None:
         """One step of the running average: exponential with a quick start, or plain over the last epochs."""
         kind = self.options.averaging
-        first = averaging_start(self.options, self.total_steps, self.order.steps_per_epoch)
+        first = averaging_start(self.options, self.total_steps, self.order.steps_per_pass)
         if kind == "none" or (kind == "mean" and self.progress.step <= first):
             return
         count = self.progress.averaged
@@ -304,6 +280,78 @@ class Fitting(pl.LightningModule):
             self._keeper.save(self.progress, tensors, self.best, self._best_changed)
         self._best_changed = False
         self._last_save = time.monotonic()
+
+
+class PropertyFitting(Fitting):
+    """Training on labels: numbers and classes of crystals."""
+
+    network: PropertyModel
+
+    def __init__(
+        self,
+        network: PropertyModel,
+        targets: list[Target],
+        options: TrainingOptions,
+        train: Source,
+        val: Source | None,
+        keeper: Keeper | None,
+        point: ResumePoint | None,
+        on_epoch: Callable[[Fitting, bool], None],
+    ):
+        super().__init__(network, options, train, val, keeper, point, on_epoch)
+        self.targets = targets
+        self._labels = torch.from_numpy(standardise(targets, train.labels.numpy()))
+        balanced = options.class_weights == "balanced"
+        self._class_weights = balanced_weights(targets, train.labels.numpy()) if balanced else None
+        self._forward = (torch.compile(network, dynamic=True) if options.compile else network,)
+
+    def part_loss(self, mine: np.ndarray, chosen: np.ndarray, seed: int) -> tuple[Tensor, Tensor, int]:
+        """The loss of every label that is there."""
+        crystals = self._sources[0].batch(mine, self.device)
+        draw = getattr(self.network, "training_batch", None)
+        if draw is not None:
+            crystals = draw(crystals, torch.Generator().manual_seed(seed))
+        outputs = self._forward[0](crystals)
+        if outputs.dtype == torch.bfloat16:
+            outputs = outputs.float()
+        labels = self._labels[torch.from_numpy(mine)].to(self.device, outputs.dtype)
+        total = loss_sum(
+            outputs,
+            labels,
+            self.targets,
+            self.options.loss,
+            self.options.huber_delta,
+            self._class_weights,
+        )
+        everyone = int((~torch.isnan(self._labels[torch.from_numpy(chosen)])).sum())
+        return total, (~torch.isnan(labels)).sum(), everyone
+
+    def validate(self) -> tuple[dict[str, float], float | None]:
+        """Metrics of the validation split in physical units."""
+        val = self._sources[1]
+        if val is None:
+            return {}, None
+        outputs = network_outputs(
+            self.network,
+            val,
+            self.options.batch_size,
+            self.device,
+            self.global_rank,
+            self.trainer.world_size,
+            quick=True,
+        )
+        labels = val.labels.numpy()
+        scores = score_targets(self.targets, outputs, labels)
+        row = {f"val_{name}": value for name, value in flat_metrics(scores).items()}
+        return row, selection_score(self.targets, scores, outputs, labels)
+
+
+def total_steps(options: TrainingOptions, order: Order | Rounds) -> int:
+    """Optimiser steps of the whole run."""
+    if options.steps is not None:
+        return options.steps
+    epochs = options.epochs if options.epochs is not None else 100
+    return epochs * order.steps_per_pass
 
 
 class Stream:

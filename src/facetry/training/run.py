@@ -64,7 +64,7 @@ from facetry.training.state import Keeper, Progress, section
 
 if TYPE_CHECKING:
     from facetry.data.dataset import Dataset, Splits
-    from facetry.training.loop import Fitting
+    from facetry.training.loop import PropertyFitting
 
 _DOMAIN = 3  # stream of random numbers that draws the reference crystals
 
@@ -190,7 +190,7 @@ class _Training:
         self.options = recipe.training
 
     def run(self) -> Run:
-        from facetry.training.loop import Fitting, run_fitting
+        from facetry.training.loop import PropertyFitting, run_fitting
 
         self.writes = self.folder is not None and is_main_process()
         keeper = Keeper(self.folder) if self.folder is not None else None
@@ -208,7 +208,7 @@ class _Training:
         numbers = seen.atomic_numbers if seen.composition is None else seen.composition.element
         self.elements = torch.unique(numbers).tolist()
         self.model.train()
-        fitting = Fitting(
+        fitting = PropertyFitting(
             self.model,
             self.targets,
             self.options,
@@ -261,7 +261,7 @@ class _Training:
                 if wants_lines(self.verbose):
                     say(f"{text} and are left out; the first: {reason}")
 
-    def _epoch_ended(self, fitting: Fitting, chosen: bool) -> None:
+    def _epoch_ended(self, fitting: PropertyFitting, chosen: bool) -> None:
         """Table and, where they are the best so far, weights on the disk; one line for the reader."""
         if self.writes:
             write_file(self.folder / "metrics.csv", table_text(fitting.progress.history))

@@ -57,12 +57,34 @@ class Order:
     def steps_per_epoch(self) -> int:
         return len(self.ends)
 
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps in which every crystal is seen once."""
+        return len(self.ends)
+
     def batch(self, epoch: int, step: int) -> Int[np.ndarray, " batch"]:
         """The crystals of one step of an epoch."""
         if epoch != self._epoch:
             self._epoch, self._order = epoch, stream(self.seed, _ORDER, epoch).permutation(self.count)
         start = self.ends[step - 1] if step else 0
         return self._order[start : self.ends[step]]
+
+
+class Rounds:
+    """The batches of an order in rounds of a fixed number of steps, whatever the size of the set: what lies
+    between two validations."""
+
+    def __init__(self, order: Order, steps: int):
+        self.order, self.steps_per_epoch = order, steps
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps in which every crystal is seen once."""
+        return self.order.steps_per_epoch
+
+    def batch(self, epoch: int, step: int) -> Int[np.ndarray, " batch"]:
+        """The crystals of one step of a round."""
+        return self.order.batch(*divmod(epoch * self.steps_per_epoch + step, self.steps_per_pass))
 
 
 class Source:
