@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import facetry
-from facetry.models import MODELS, ModelCard, Target
+from facetry.models import MODELS, ModelCard, Target, of_job
 from facetry.training.checkpoint import load_model, save_model
 from tests import crystals as zoo
 from tests.contract.test_symmetry import make, predict
@@ -16,7 +16,7 @@ from tests.contract.test_symmetry import make, predict
 CRYSTALS = [zoo.po(), zoo.random_crystal(1), zoo.nacl(), zoo.tellurium()]
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(of_job("predict")))
 def test_to_a_folder_and_back(name, tmp_path):
     model = make(name)
     model.card = ModelCard(
@@ -34,13 +34,13 @@ def test_to_a_folder_and_back(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(of_job("predict")))
 def test_options_are_json(name):
     model = make(name)
     assert json.loads(json.dumps(model.options)) == model.options
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(of_job("predict")))
 def test_several_outputs(name):
     model = make(name, outputs=3)
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_several_outputs(name):
         assert model.embed(model.graph(CRYSTALS)).shape[0] == 4
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(of_job("predict")))
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_training_step_in_mixed_precision(name, precision):
     model = make(name, torch.float32).train()
@@ -61,7 +61,7 @@ def test_a_training_step_in_mixed_precision(name, precision):
         assert torch.isfinite(parameter.grad).all(), parameter_name
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(of_job("predict")))
 def test_untrained_models_predict_in_standardised_units(name):
     model = make(name, torch.float32, amplify=1.0)
     results = facetry.predict(model, CRYSTALS)

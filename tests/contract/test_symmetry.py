@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from facetry.models import MODELS
+from facetry.models import MODELS, of_job
 from tests import crystals as zoo
 
 SMALL = {
@@ -50,7 +50,7 @@ def change(model, before, after) -> float:
     return float(np.abs(predict(model, before) - predict(model, after)).max())
 
 
-@pytest.fixture(params=sorted(MODELS))
+@pytest.fixture(params=sorted(of_job("predict")))
 def model(request):
     return make(request.param)
 
@@ -102,7 +102,7 @@ VARIANTS = {  # beside the defaults; a model without options of its own brings n
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, options) for name in sorted(MODELS) for options in ({}, *VARIANTS.get(name, []))],
+    [(name, options) for name in sorted(of_job("predict")) for options in ({}, *VARIANTS.get(name, []))],
     ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())) or "default",
 )
 def test_symmetry_is_what_is_declared(name, options):
@@ -157,7 +157,7 @@ def test_conventional_cell(model):
 
 def test_all_at_once_in_float32():
     """Rotation, origin, order, cell and supercell together, in the precision of daily use."""
-    for name in MODELS:
+    for name in of_job("predict"):
         model = make(name, torch.float32, amplify=1.0)  # the tolerance is for the usual start
         crystals = RANDOM + SYMMETRIC
         other = [
@@ -167,7 +167,7 @@ def test_all_at_once_in_float32():
         assert change(model, crystals, [c.supercell(np.diag([1, 2, 1])) for c in crystals]) <= 1e-5
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(of_job("predict")))
 def test_float32_row_by_row(name):
     """The float32 column of the specification's checklist, where it is stricter than all at once."""
     model, crystals = make(name, torch.float32, amplify=1.0), RANDOM + SYMMETRIC

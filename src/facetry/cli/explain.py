@@ -43,12 +43,12 @@ def explain(
         raise Mistake(f"{out}: expected a folder, it is a file")
     from facetry.tasks.explain import ENDINGS, NoExplanation
     from facetry.tasks.explain import explain as look
+    from facetry.tasks.predict import as_model
     from facetry.tasks.sources import check_places
-    from facetry.training import load
 
     check_places([path])
     set_threads(threads)
-    network = load(model)
+    network = as_model(model)
     try:
         found = look(
             network,

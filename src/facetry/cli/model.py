@@ -184,10 +184,10 @@ def evaluate(
     """
     from facetry.evaluation.report import target_plot, write_report
     from facetry.tasks.evaluate import evaluate as score
-    from facetry.training import load
+    from facetry.tasks.predict import as_model
 
     set_threads(threads)
-    network = load(model)
+    network = as_model(model)
     card = network.card
     assert card is not None
     labelled = _divided_as_trained(model, data, target) or data or _training_data(model, card)
@@ -292,16 +292,15 @@ def predict(
     facetry predict runs/a structures/ -o out.csv
     facetry predict runs/a "*.cif" more.zip table.parquet --json
     """
-    from facetry.tasks.predict import predictions, table_columns, targets_of
+    from facetry.tasks.predict import as_model, predictions, table_columns, targets_of
     from facetry.tasks.sources import check_places, items_of_paths
     from facetry.tasks.tables import TableWriter, check_suffix
-    from facetry.training import load
 
     if out is not None:
         check_suffix(out)
     check_places(paths)
     set_threads(threads)
-    network = load(model)
+    network = as_model(model)
     if one_frame:
         network.one_frame_graph()  # a model without frames says so before anything is written
     place = choose_device(device)
@@ -387,13 +386,13 @@ def embed(
     facetry embed runs/a structures/ -o vectors.parquet
     """
     from facetry.tasks.embed import EmbeddingWriter, embeddings
+    from facetry.tasks.predict import as_model
     from facetry.tasks.sources import check_places, items_of_paths
-    from facetry.training import load
 
     check_places(paths)
     set_threads(threads)
     writer = EmbeddingWriter(out, atoms)
-    network = load(model)
+    network = as_model(model)
     place = choose_device(device)
     count: dict[str, int] = {}
     outcomes = embeddings(network, items_of_paths(paths, workers), atoms, batch_size, place)

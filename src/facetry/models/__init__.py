@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from facetry.card import ModelCard, Target
-from facetry.models.base import PropertyModel, Symmetry
+from facetry.models.base import LatticeModel, Model, PropertyModel, Relaxation, Symmetry
 from facetry.models.cgcnn import CGCNN
 from facetry.models.comformer import EComFormer, IComFormer
 from facetry.models.crystalframer import Crystalformer, CrystalFramer
 from facetry.models.ecn import ECN, EquivariantECN
+from facetry.models.empnn import EMPNN, FeedForward
 from facetry.models.megnet import MEGNet
 from facetry.models.schnet import SchNet
 
-MODELS: dict[str, type[PropertyModel]] = {
+MODELS: dict[str, type[Model]] = {
     "icomformer": IComFormer,
     "ecomformer": EComFormer,
     "crystalformer": Crystalformer,
@@ -20,21 +23,35 @@ MODELS: dict[str, type[PropertyModel]] = {
     "ecn": ECN,
     "megnet": MEGNet,
     "schnet": SchNet,
+    "empnn": EMPNN,
+    "lattice_ff": FeedForward,
 }
+
+
+def of_job(job: Literal["predict", "relax", "generate"]) -> dict[str, type[Model]]:
+    """The models of one job, by name."""
+    return {name: model for name, model in MODELS.items() if model.job == job}
+
 
 __all__ = [
     "CGCNN",
     "ECN",
+    "EMPNN",
     "MODELS",
     "CrystalFramer",
     "Crystalformer",
     "EComFormer",
     "EquivariantECN",
+    "FeedForward",
     "IComFormer",
+    "LatticeModel",
     "MEGNet",
+    "Model",
     "ModelCard",
     "PropertyModel",
+    "Relaxation",
     "SchNet",
     "Symmetry",
     "Target",
+    "of_job",
 ]

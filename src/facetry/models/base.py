@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,11 @@ from facetry.graph.builders import Builder
 
 @dataclass(frozen=True)
 class Symmetry:
-    """What a model's output does not change under; tests and certificates measure each of them."""
+    """What a model's output does not change under; tests and certificates measure each of them.
+
+    Lattices and positions that a model returns turn, mirror, shift, permute and change their basis with the
+    crystal, and a supercell is returned as the supercell of what the cell becomes.
+    """
 
     rotation: bool = True
     translation: bool = True
@@ -28,18 +32,18 @@ class Symmetry:
     reflection: bool = True  # False: mirror images may be told apart
 
 
-class PropertyModel(nn.Module):
-    """A crystal to numbers. `model.graph(crystals)` makes the batch that `model(batch)` reads.
+class Model(nn.Module):
+    """What all jobs share. `model.graph(crystals)` makes the batch that `model(batch)` reads.
 
-    Outputs are standardised targets or logits; `card` says how they become physical values (None: untrained).
-    `options` are the constructor's arguments: they rebuild the model from its file.
+    `options` are the constructor's arguments: they rebuild the model from its file. `card` says what the
+    outputs mean (None: untrained).
     """
 
     name: ClassVar[str]
+    job: ClassVar[Literal["predict", "relax", "generate"]]
     accepts_disorder: ClassVar[bool] = False  # whether sites may be mixed or partly vacant
     options: dict[str, Any]
     graph: Builder
-    outputs: int
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -49,7 +53,7 @@ class PropertyModel(nn.Module):
         signature = inspect.signature(original)
 
         @functools.wraps(original)
-        def remember(self: PropertyModel, *args: Any, **keywords: Any) -> None:
+        def remember(self: Model, *args: Any, **keywords: Any) -> None:
             bound = signature.bind(self, *args, **keywords)
             bound.apply_defaults()
             original(self, *args, **keywords)
@@ -75,6 +79,13 @@ class PropertyModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+class PropertyModel(Model):
+    """A crystal to numbers: standardised targets or logits. `card` says how they become physical values."""
+
+    job = "predict"
+    outputs: int
 
     def embed_atoms(self, batch: Batch) -> Float[Tensor, "atoms channels"]:
         """One vector an atom of the batch, averaged over lattice frames where there are several."""
@@ -102,3 +113,27 @@ class PropertyModel(nn.Module):
     def training_batch(self, batch: Batch, generator: torch.Generator) -> Batch:
         """What one training step sees of a batch; models with random choices make them here."""
         return batch
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """A crystal on its way: first the input, then what each deformation made of it, last the answer.
+
+    Lattices are rows in Å. Atoms keep their order; fractional coordinates are not wrapped, so they can be
+    followed. `parameters` (a, b, c in Å and angles in degrees) are there where a model predicts these rather
+    than a lattice: losses then read them, since not all six numbers close a cell.
+    """
+
+    lattices: tuple[Float[Tensor, "crystals 3 3"], ...]
+    frac_coords: tuple[Float[Tensor, "atoms 3"], ...]
+    parameters: Float[Tensor, "crystals 6"] | None = None
+
+
+class LatticeModel(Model):
+    """A crystal with a wrong lattice to one with the right lattice, in the basis that was given."""
+
+    job = "relax"
+
+    def forward(self, batch: Batch) -> Relaxation:
+        """Lattices and fractional coordinates from the input to the answer."""
+        raise NotImplementedError

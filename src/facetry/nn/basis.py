@@ -72,3 +72,17 @@ class ScalarEmbedding(nn.Module):
 
     def forward(self, x: Float[Tensor, " items"]) -> Float[Tensor, "items channels"]:
         return nn.functional.softplus(self.linear(at_precision(self.basis, x, self.linear.weight.dtype)))
+
+
+class LearnedGaussians(nn.Module):
+    """exp(-(x - μ_k)² / δ) with centres μ_k that start at k δ and are learned (Klipfel 2023)."""
+
+    def __init__(self, size: int, spacing: float) -> None:
+        super().__init__()
+        self.spacing = spacing
+        self.centers = nn.Parameter(spacing * torch.arange(size, dtype=torch.get_default_dtype()))
+
+    def forward(self, x: Float[Tensor, " items"]) -> Float[Tensor, "items size"]:
+        exact = torch.promote_types(self.centers.dtype, torch.float32)
+        difference = x.to(exact)[:, None] - self.centers.to(exact)
+        return torch.exp(-difference.square() / self.spacing).to(self.centers.dtype)

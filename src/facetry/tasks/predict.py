@@ -281,9 +281,16 @@ def _regression(target: Target, output: float) -> tuple[float, float | None, flo
 
 
 def as_model(model: PropertyModel | str | PathLike[str]) -> PropertyModel:
-    """The model itself, or the one loaded from a folder or by name."""
+    """The model itself, or the one loaded from a folder or by name. Raises ValueError for models of other
+    jobs."""
     if isinstance(model, str | PathLike):
         from facetry.training import load
 
-        return load(model)
+        model = load(model)
+    job = getattr(model, "job", "predict")
+    if job != "predict":
+        raise ValueError(
+            f"{model.name}: expected a model that predicts properties, came one that answers to"
+            f" `facetry {job}`; use that, or another model"
+        )
     return model

@@ -17,7 +17,7 @@ from torch import Tensor
 from facetry import __version__
 from facetry.card import ModelCard
 from facetry.models import MODELS
-from facetry.models.base import PropertyModel
+from facetry.models.base import Model
 from facetry.training.files import tensor_bytes, write_file
 from facetry.training.recipe import nearest
 
@@ -30,7 +30,7 @@ class ModelError(ValueError):
     """A model that cannot be loaded: what was expected, what came, what to do."""
 
 
-def save_model(model: PropertyModel, folder: str | Path) -> Path:
+def save_model(model: Model, folder: str | Path) -> Path:
     """Write weights and card of a model into a folder; each file is replaced in one step."""
     if model.card is None:
         raise ModelError("the model has no card (targets, units); train it, or set model.card")
@@ -154,7 +154,7 @@ def fill_weights(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path)
     model.load_state_dict(tensors)
 
 
-def load_model(folder: str | Path) -> PropertyModel:
+def load_model(folder: str | Path) -> Model:
     """A trained model in evaluation mode, with its card and the reference embeddings of its domain."""
     folder = Path(folder)
     card = read_card(folder)
@@ -173,7 +173,7 @@ def load_model(folder: str | Path) -> PropertyModel:
     return model.eval()
 
 
-def load(name_or_folder: str | Path) -> PropertyModel:
+def load(name_or_folder: str | Path) -> Model:
     """A trained model by the name it ships under, its folder, or the folder of its run.
 
     Raises ModelError, in one line, for a missing, damaged or foreign model.

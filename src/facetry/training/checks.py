@@ -11,7 +11,7 @@ import numpy as np
 
 from facetry.card import Target
 from facetry.models import MODELS
-from facetry.models.base import PropertyModel
+from facetry.models.base import Model, PropertyModel
 from facetry.training.console import is_main_process
 from facetry.training.files import remove_leftovers, write_file
 from facetry.training.recipe import (
@@ -34,7 +34,12 @@ CHANGEABLE = ("accelerator", "devices", "nodes", "threads", "checkpoint_seconds"
 
 
 def check_arguments(model: Any, data: Any) -> None:
-    """A model and a divided data set, not their names."""
+    """A model of properties and a divided data set, not their names."""
+    if isinstance(model, Model) and not isinstance(model, PropertyModel):
+        raise TrainingError(
+            f"train: expected a model that predicts properties, such as facetry.models.IComFormer(), got"
+            f" {model_name(model)}, whose job is {model.job}"
+        )
     if not isinstance(model, PropertyModel):
         raise TrainingError(
             f"train: expected a model such as facetry.models.IComFormer(), got {type(model).__name__}"
@@ -47,7 +52,7 @@ def check_arguments(model: Any, data: Any) -> None:
         )
 
 
-def model_name(model: PropertyModel) -> str:
+def model_name(model: Model) -> str:
     for name, known in MODELS.items():
         if type(model) is known:
             return name
@@ -56,7 +61,7 @@ def model_name(model: PropertyModel) -> str:
     )
 
 
-def model_table(model: PropertyModel) -> dict[str, Any]:
+def model_table(model: Model) -> dict[str, Any]:
     """The `model` table of a recipe; `outputs` follows from the targets and is left out."""
     return {"name": model_name(model)} | {k: v for k, v in model.options.items() if k != "outputs"}
 

@@ -27,7 +27,7 @@ from facetry.evaluation.intervals import REFERENCE_SIZE, conformal_quantile, dom
 from facetry.evaluation.metrics import TargetScores
 from facetry.graph.batch import Batch
 from facetry.kernels.allocator import keep_freed_memory
-from facetry.models import MODELS
+from facetry.models import MODELS, of_job
 from facetry.models.base import PropertyModel
 from facetry.training import receipt
 from facetry.training.checkpoint import fill_weights, save_model
@@ -164,10 +164,17 @@ def load_data(recipe: Recipe) -> Splits:
 def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel:
     """An untrained model of a recipe for these targets; its weights follow training.seed."""
     options = {key: value for key, value in recipe.model.items() if key != "name"}
+    name = recipe.model["name"]
+    if MODELS[name].job != "predict":
+        known = ", ".join(of_job("predict"))
+        raise RecipeError(
+            f"model.name: {name!r} is for the job {MODELS[name].job} and learns no target; expected one of"
+            f" {known}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
         try:
-            return MODELS[recipe.model["name"]](outputs=sum(t.columns for t in targets), **options)
+            return MODELS[name](outputs=sum(t.columns for t in targets), **options)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"model: {error}") from None
 
