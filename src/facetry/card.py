@@ -37,6 +37,7 @@ class ModelCard(BaseModel):
     options: dict[str, Any]
     graph: dict[str, Any]
     targets: list[Target]
+    relax: dict[str, Any] = Field(default={}, description="of models that relax: what they learned to undo")
     elements: list[int] = []
     domain_threshold: float | None = None
     data: dict[str, Any] = {}

@@ -154,7 +154,8 @@ def _report_of_run(run: Any) -> tuple[Any, Path]:
     from facetry.training.run import load_data
 
     test = load_data(load_recipe(run.folder / "recipe.toml")).test
-    test = test.select(test.labelled)
+    if run.model.job == "predict":
+        test = test.select(test.labelled)
     scores = None
     if len(test):
         scores = score(run.model, test)
@@ -171,6 +172,9 @@ def evaluate(
         Path | None, typer.Option("-o", "--out", help="Folder for report, plot, predictions, scores.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    noise: Annotated[
+        float | None, typer.Option(min=0, help="σ for a relaxing model [that of the training].")
+    ] = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -178,28 +182,37 @@ def evaluate(
 ) -> int:
     """Errors of a model on labelled crystals, each with a 95 % bootstrap interval.
 
+    A model that relaxes needs no labels: it gets crystals with noise, and what it undoes is measured.
+
     \b
     facetry evaluate runs/a --data perov5 --split test
     facetry evaluate runs/a --data my_folder --split all -o results
     """
+    from facetry.evaluation.plots import cell_plot
     from facetry.evaluation.report import target_plot, write_report
     from facetry.tasks.evaluate import evaluate as score
     from facetry.tasks.predict import as_model
 
     set_threads(threads)
-    network = as_model(model)
+    network = as_model(model, ("predict", "relax"))
     card = network.card
     assert card is not None
     labelled = _divided_as_trained(model, data, target) or data or _training_data(model, card)
     place = choose_device(device)
-    scores = score(network, labelled, split, target, batch_size, place, seed, fold=fold)
+    scores = score(network, labelled, split, target, batch_size, place, seed, fold=fold, noise=noise)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
-        _write_predictions(out / "predictions.csv", card, scores)
-        for number, target_scores in enumerate(scores.targets):
-            name = "parity.png" if len(scores.targets) == 1 else f"parity_{target_scores.target}.png"
-            (out / name).write_bytes(target_plot(scores, number))
+        if network.job == "relax":
+            written = "report.html, scores.json, cells.csv, cells.png"
+            _write_cells(out / "cells.csv", scores)
+            (out / "cells.png").write_bytes(cell_plot(scores))
+        else:
+            written = "report.html, scores.json, predictions.csv, parity plot"
+            _write_predictions(out / "predictions.csv", card, scores)
+            for number, target_scores in enumerate(scores.targets):
+                name = "parity.png" if len(scores.targets) == 1 else f"parity_{target_scores.target}.png"
+                (out / name).write_bytes(target_plot(scores, number))
         write_report(out, scores, split=split, model_folder=_folder_of(model))
     if as_json:
         name = data or labelled.name
@@ -207,7 +220,7 @@ def evaluate(
     else:
         print(scores)
         if out is not None:
-            print(f"{out}/: report.html, scores.json, predictions.csv, parity plot", file=sys.stderr)
+            print(f"{out}/: {written}", file=sys.stderr)
     return SOME_FAILED if scores.failed else OK
 
 
@@ -222,7 +235,8 @@ def _training_data(model: str, card: Any) -> Any:
         return load_data(load_recipe(recipe))
     if not card.data.get("name"):
         raise Mistake(f"{model} does not say what it was trained on; name the data with --data")
-    return dataset(card.data["name"], target=[t.name for t in card.targets])
+    parts = card.data.get("parts")
+    return dataset(card.data["name"], target=[t.name for t in card.targets], parts=parts)
 
 
 def _divided_as_trained(model: str, data: str | None, target: str | None) -> Any:
@@ -263,6 +277,22 @@ def _write_predictions(path: Path, card: Any, scores: Any) -> None:
         rows.append(row)
     with TableWriter(path, columns) as table:
         table.write(rows)
+
+
+def _write_cells(path: Path, scores: Any) -> None:
+    """cells.csv: lengths and angles of every crystal as it is, as the model got it and as it answered."""
+    from facetry.tasks.tables import TableWriter
+
+    kinds, letters = ("true", "noisy", "answer"), ("a", "b", "c", "alpha", "beta", "gamma")
+    columns = {"name": "text"} | {f"{kind}_{letter}": "float" for kind in kinds for letter in letters}
+    tables = [getattr(scores.cells, kind).tolist() for kind in kinds]
+    with TableWriter(path, columns) as table:
+        table.write(
+            [
+                dict(zip(columns, [name, *(value for values in row for value in values)], strict=True))
+                for name, *row in zip(scores.names, *tables, strict=True)
+            ]
+        )
 
 
 def predict(

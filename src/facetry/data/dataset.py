@@ -5,9 +5,11 @@ Plain values, selected and hashed; `facetry.data.named` and `facetry.data.tables
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +24,7 @@ from facetry.data.manifest import Manifest
 if TYPE_CHECKING:
     from facetry.card import Target
 
-__all__ = ["Dataset", "Extra", "Limit", "Splits", "limit_splits"]
+__all__ = ["Dataset", "Extra", "Limit", "Splits", "exchange_parts", "limit_splits", "match_names"]
 
 log = logging.getLogger("facetry.data")
 
@@ -204,6 +206,43 @@ class Splits:
 
 def _named(targets: Sequence[Target]) -> str:
     return ", ".join(f"{t.name} [{t.unit}]" if t.unit else t.name for t in targets) or "none"
+
+
+def exchange_parts(splits: Splits, parts: Mapping[str, str] | None) -> Splits:
+    """The set with other parts as train, val or test: {"train": "val"} trains on the validation part. A part
+    that would serve twice fails."""
+    if parts is None:
+        return splits
+    names = ("train", "val", "test")
+    if wrong := [n for pair in parts.items() for n in pair if n not in names]:
+        raise ValueError(f"parts: expected train, val and test, got {wrong[0]!r}")
+    if splits.folds:
+        raise ValueError(f"parts: {splits.name} is divided into folds; choose one with fold=0")
+    chosen = {name: parts.get(name, name) for name in names}
+    if len(set(chosen.values())) < len(names):
+        pairs = ", ".join(f"{name} from {source}" for name, source in chosen.items())
+        raise ValueError(f"parts: a part can serve once only, got {pairs}")
+    moved = ", ".join(f"{name} is {source}" for name, source in chosen.items() if name != source)
+    note = (f"the parts have changed places: {moved}",) if moved else ()
+    content = {name: splits.parts[source] for name, source in chosen.items()}
+    official = splits.official and not moved
+    return replace(splits, parts=content, notes=(*splits.notes, *note), official=official)
+
+
+def match_names(splits: Splits, pattern: str | None) -> Splits:
+    """The crystals whose names fit a pattern with * and ?, in every part."""
+    if pattern is None:
+        return splits
+    fits = re.compile(fnmatch.translate(pattern)).match
+    if splits.folds:
+        return replace(splits, folds=[match_names(fold, pattern) for fold in splits.folds])
+    parts = {
+        name: part.select(np.array([fits(str(n)) is not None for n in part.names], dtype=bool))
+        for name, part in splits.parts.items()
+    }
+    if not len(parts["train"]):
+        raise ValueError(f"match: no crystal of {splits.name} has a name like {pattern!r}")
+    return replace(splits, parts=parts, notes=(*splits.notes, f"only crystals named like {pattern}"))
 
 
 def limit_splits(splits: Splits, limit: Limit, seed: int) -> Splits:

@@ -113,7 +113,8 @@ class Source(_Table):
 
 
 class Manifest(_Table):
-    """Everything about one named set. `complete` false: parts of the official set are missing."""
+    """Everything about one named set. `complete` false: parts of the official set are missing, or only labels
+    of them where `labels_only` says so."""
 
     name: str
     title: str
@@ -123,6 +124,7 @@ class Manifest(_Table):
     citations: list[str]
     complete: bool = True
     incomplete: str = ""
+    labels_only: bool = False
     incomplete_parts: list[Literal["train", "val", "test"]] = ["train", "val", "test"]
     generated: bool = False
     default_target: str = ""

@@ -144,7 +144,7 @@ def _file_splits(manifest: Manifest, names: list[str]) -> Splits:
         notes = (
             f"train and val are divided by us: nine tenths and one tenth of the official {scheme.divide}",
         )
-    missing = any(
+    missing = not (manifest.labels_only and not names) and any(
         manifest.files[key].part_of or any(f.contains == key for f in manifest.files.values())
         for key in keys.values()
     )

@@ -87,10 +87,11 @@ def own_splits(
 ) -> Splits:
     """Crystals and targets of a folder with a CSV, a .csv or a .parquet, divided into train, val and test.
 
-    `target` None takes every column of numbers (or true/false) but that of `group`. Cells of 0 and 1 only,
-    true/false or yes/no make a binary target; `tasks` says otherwise, for example {"phase": "multiclass"} for
-    a column of names, or "binary" for one of two names. Classes are called as in the table and sorted by name
-    (no before yes, false before true); `classes`, such as {"phase": ["hcp", "fcc"]}, fixes names and order.
+    `target` None takes every column of numbers (or true/false) but that of `group`, an empty list none. Cells
+    of 0 and 1 only, true/false or yes/no make a binary target; `tasks` says otherwise, for example {"phase":
+    "multiclass"} for a column of names, or "binary" for one of two names. Classes are called as in the table
+    and sorted by name (no before yes, false before true); `classes`, such as {"phase": ["hcp", "fcc"]}, fixes
+    names and order.
     The division is that of a `split` column, or drawn by seed with `fractions`, keeping
     together what `group` says: "formula", or a column. Rows without a label go to `.unlabelled`.
 
@@ -107,7 +108,7 @@ def own_splits(
             "%s: %d of %d structures skipped (%s)", table.path, len(skipped), len(table), skipped[0].reason
         )
     whole = Dataset(crystals, targets[rows], info)
-    labelled = whole.labelled
+    labelled = whole.labelled if names else np.ones(len(whole), dtype=bool)
     if not labelled.any():
         raise TableError(
             f"{table.path}: no row has a label in {', '.join(names)}; "
@@ -307,6 +308,8 @@ def _targets(
             for n, header in free.items()
             if n in tasks or n in classes or _has_numbers(table.columns[header])
         ]
+    if target is not None and not wanted:
+        return [], [], np.zeros((len(table), 0))
     if not wanted:
         raise TableError(
             f"{table.path}: no column of numbers to learn; columns: {', '.join(table.columns)}"

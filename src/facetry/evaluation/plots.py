@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from facetry.evaluation.metrics import CALIBRATION_BINS, Scores
+from facetry.evaluation.relaxation import RelaxScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, BLUE, ORANGE = "#7b818c", "#3f7fd6", "#d9822b"  # readable on white and on black
+INK, BLUE, ORANGE, GREEN = "#7b818c", "#3f7fd6", "#d9822b", "#3a9a6b"  # readable on white and on black
 _DENSE = 3000
 
 
@@ -140,18 +141,83 @@ def reliability_plot(scores: Scores, number: int = 0, transparent: bool = False)
     return _png(figure, transparent)
 
 
+def cell_plot(scores: RelaxScores, transparent: bool = False) -> bytes:
+    """Density maps of lengths, angles and distances (Klipfel et al. 2023, Fig. 5): those the model got above,
+    those of its answer below, against the true ones. Distances of neighbouring atoms are ratios to the true
+    distance, against that."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = scores.cells
+    assert cells is not None
+    good = cells.finite
+    true = cells.true[good]
+    rows = [("input", cells.noisy[good], cells.noisy_ratio), ("answer", cells.answer[good], cells.ratio)]
+    rows = rows[1:] if scores.task == "reconstruct" else rows
+    wide = cells.distance is not None and len(cells.distance) > 0
+    figure = Figure(figsize=(10.2 if wide else 7.0, 3.2 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), 3 if wide else 2, squeeze=False)
+    for (name, values, ratio), line in zip(rows, grid, strict=True):
+        for axes, first, what in ((line[0], 0, "length, Å"), (line[1], 3, "angle, °")):
+            right, shown = (table[:, first : first + 3].ravel() for table in (true, values))
+            _density(axes, right, shown, _range(right))
+            axes.set(xlabel=f"true {what}", ylabel=f"{name}: {what}")
+        if wide:
+            assert cells.distance is not None
+            assert ratio is not None
+            _density(line[2], cells.distance, ratio, _range(cells.distance), (0.5, 1.5))
+            line[2].set(xlabel="true distance, Å", ylabel=f"{name}: ratio of distances")
+        for axes in line:
+            _plain_ink(axes)
+    return _png(figure, transparent)
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values, [0.5, 99.5])
+    margin = 0.15 * (high - low) + 0.05 * abs(high)
+    return float(low - margin), float(high + margin)
+
+
+def _density(
+    axes: Axes,
+    x: np.ndarray,
+    y: np.ndarray,
+    span: tuple[float, float],
+    other: tuple[float, float] | None = None,
+) -> None:
+    """How often values fall together, on a logarithmic scale, with the line where they are right."""
+    from matplotlib.colors import LogNorm
+
+    high = other or span
+    counts, first, second = np.histogram2d(x, y, bins=80, range=(span, high))
+    shown = np.ma.masked_equal(counts.T, 0)
+    axes.pcolormesh(first, second, shown, cmap="viridis", norm=LogNorm(1, max(2.0, counts.max())))
+    axes.plot(span, span if other is None else (1.0, 1.0), color=INK, lw=0.8)
+    axes.set(xlim=span, ylim=high)
+
+
+def _plain_ink(axes: Axes) -> None:
+    axes.tick_params(colors=INK, which="both")
+    for part in (axes.xaxis.label, axes.yaxis.label):
+        part.set_color(INK)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+
+
 def learning_plot(history: Sequence[Mapping[str, Any]], transparent: bool = False) -> bytes | None:
     """Training loss and validation metric over the epochs; None where there is nothing to draw."""
     columns = {key for row in history for key in row}
-    metric = next((c for c in ("val_mae", "val_roc_auc", "val_accuracy") if c in columns), None)
+    known = ("val_mae", "val_roc_auc", "val_accuracy", "val_length_mae")
+    metric = next((c for c in known if c in columns), None)
     metric = metric or next(
         (c for c in sorted(columns) if c.startswith(("val_mae", "val_roc", "val_acc"))), None
     )
-    drawn = [c for c in ("train_loss", metric) if c in columns]
+    drawn = [c for c in ("train_loss", metric, "val_angle_mae") if c in columns]
     if not drawn or not history:
         return None
     figure, axes = _figure(6.2, 3.2)
-    for column, color in zip(drawn, (ORANGE, BLUE), strict=False):
+    for column, color in zip(drawn, (ORANGE, BLUE, GREEN), strict=False):
         epochs, values = _series(history, str(column))
         axes.plot(
             epochs, values, color=color, lw=1.6, marker="o" if len(epochs) < 25 else None, ms=3, label=column
@@ -182,11 +248,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.tick_params(colors=INK, which="both")
-    for part in (axes.xaxis.label, axes.yaxis.label):
-        part.set_color(INK)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
+    _plain_ink(axes)
     return figure, axes
 
 

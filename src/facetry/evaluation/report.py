@@ -16,7 +16,8 @@ import numpy as np
 
 from facetry._version import __version__
 from facetry.evaluation.metrics import Estimate, Scores, TargetScores
-from facetry.evaluation.plots import learning_plot, parity_plot, reliability_plot, target_plot
+from facetry.evaluation.plots import cell_plot, learning_plot, parity_plot, reliability_plot, target_plot
+from facetry.evaluation.relaxation import UNITS, RelaxScores
 
 __all__ = ["parity_plot", "target_plot", "write_report"]
 
@@ -30,6 +31,19 @@ _NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "roc_auc": "area under the ROC curve",
     "calibration_error": "calibration error",
+    "length_gain": "gain in lengths",
+    "angle_gain": "gain in angles",
+    "position_gain": "gain in positions",
+    "length_mae": "mean error of lengths",
+    "angle_mae": "mean error of angles",
+    "position_rmsd": "root mean square distance of atoms from their places",
+    "noisy_length_mae": "mean error of lengths before",
+    "noisy_angle_mae": "mean error of angles before",
+    "noisy_position_rmsd": "the same distance before",
+    "energy_change": "change of energy",
+    "energy_improved": "share of crystals with lower energy",
+    "energy_excess": "energy above the true crystal",
+    "noisy_energy_excess": "the same before",
 }
 _HEADLINES = ("mae", "r2", "coverage", "accuracy", "roc_auc", "balanced_accuracy")
 
@@ -68,7 +82,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 
 def write_report(
     folder: str | Path,
-    scores: Scores | None = None,
+    scores: Scores | RelaxScores | None = None,
     *,
     split: str = "test",
     model_folder: str | Path | None = None,
@@ -94,12 +108,14 @@ def write_report(
     if shortened:
         text = "; ".join(shortened) if isinstance(shortened, list) else str(shortened)
         parts.append(f'<p class="note"><b class="bad">Shortened run:</b> {escape(text)}</p>')
-    if scores is not None:
+    if isinstance(scores, RelaxScores):
+        parts += _relax_sections(scores, split)
+    elif scores is not None:
         parts += _score_sections(scores, split)
     parts += _learning_section(source / "metrics.csv")
     if predictions:
         parts += ["<h2>Predictions on structure files</h2>", _prediction_table(predictions)]
-    if scores is not None:
+    if isinstance(scores, Scores):
         parts += _worst_sections(scores)
     parts += _data_section({**data, "notes": receipt.get("data", {}).get("notes")}, card)
     parts += _text_section("Recipe", source / "recipe.toml")
@@ -143,6 +159,31 @@ def _score_sections(scores: Scores, split: str) -> list[str]:
         parts.append(
             f'<p class="bad">{scores.failed} crystals gave no value and are not part of the scores.</p>'
         )
+    return parts
+
+
+def _relax_sections(scores: RelaxScores, split: str) -> list[str]:
+    names = [n for n in scores.metrics if "noisy" not in n][:4]
+    cards = [
+        f'<div class="card"><b>{_number(scores[n].value)} {UNITS[n]}</b>'
+        f"<span>{_NAMES[n]}<br>95 %: {_interval(scores[n])}</span></div>"
+        for n in names
+    ]
+    cards.append(f'<div class="card"><b>{scores.count}</b><span>crystals in {escape(split)}</span></div>')
+    rows = [[_NAMES[n], _number(e.value), _interval(e), UNITS[n]] for n, e in scores.metrics.items()]
+    table = _table(["metric", "value", "95 % interval", "unit"], rows, numeric={1, 2})
+    note = '<p class="note">Intervals: 95 % bootstrap over the crystals.</p>'
+    parts = ["<h2>Scores</h2>", f'<div class="cards">{"".join(cards)}</div>', table, note]
+    if scores.failed:
+        parts.append(f'<p class="bad">{scores.failed} crystals have no answer and are not in the scores.</p>')
+    if scores.cells is not None and scores.count:
+        words = "Above, cells as the model got them; below, as it answered. White: no crystal."
+        if scores.task == "reconstruct":
+            words = "Cells as the model answered, against the true ones. White: no crystal."
+        picture = _image(
+            cell_plot(scores, transparent=True), "lengths, angles and distances against the true"
+        )
+        parts += ["<h2>Lengths, angles, distances</h2>", f'<p class="note">{words}</p>', picture]
     return parts
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +14,12 @@ from jaxtyping import Float
 
 from facetry.card import Target
 from facetry.evaluation.metrics import RESAMPLES, Scores
+from facetry.evaluation.relaxation import RelaxScores, relax_scores
+from facetry.models.base import LatticeModel
 from facetry.tasks.inference import Limits, evaluating, run
 from facetry.tasks.predict import Translator, as_model, outputs_and_distance
 from facetry.tasks.sources import items_of
+from facetry.training.recipe import RelaxOptions, make_relax_options
 from facetry.training.scores import score_targets
 
 if TYPE_CHECKING:
@@ -25,7 +30,7 @@ SPLITS = ("train", "val", "test", "all")
 
 
 def evaluate(
-    model: PropertyModel | str | PathLike[str],
+    model: PropertyModel | LatticeModel | str | PathLike[str],
     data: Dataset | Splits | str | PathLike[str],
     split: str = "test",
     target: str | None = None,
@@ -34,7 +39,8 @@ def evaluate(
     seed: int = 0,
     resamples: int = RESAMPLES,
     fold: int | None = None,
-) -> Scores:
+    noise: float | int | None = None,
+) -> Scores | RelaxScores:
     """Scores of a trained model on labelled crystals, each with a 95 % bootstrap interval.
 
     Args:
@@ -44,13 +50,24 @@ def evaluate(
         target: the column of the labels where it is not called like the model's (only) target.
         seed: of the bootstrap.
         fold: of a set that is evaluated by cross-validation.
+        noise: for a model that relaxes crystals: another σ than that of its training; 0 tells how far it
+            moves crystals that are at rest.
 
     Regression: mae, rmse (in the target's unit), r2, coverage of the 90 % interval. Classification: accuracy,
-    balanced accuracy, precision, recall and F1 per class, ROC-AUC, calibration error. Crystals for which the
+    balanced accuracy, precision, recall and F1 per class, ROC-AUC, calibration error. A model that relaxes
+    crystals needs no labels: the crystals are disturbed as in its training, with noise of a fixed seed, and
+    the gain in lengths and angles is measured (`facetry.evaluation.relaxation`). Crystals for which the
     model gives no value are counted in `failed` and are not part of the metrics. Raises ValueError where the
     labels are not what the model predicts: another target, unit or other classes.
     """
-    network = as_model(model)
+    network = as_model(model, ("predict", "relax"))
+    if isinstance(network, LatticeModel):
+        if target is not None:
+            raise ValueError(f"target: {network.name} relaxes crystals and has no target; leave it out")
+        part = labelled_part(data, split, [], fold, {})
+        return evaluate_relaxing(network, part.crystals, batch_size, device, seed, resamples, noise)
+    if noise is not None:
+        raise ValueError("noise: for models that relax crystals only; leave it out")
     if network.card is None:
         raise ValueError("evaluate needs a trained model, this one has no targets; train it first")
     targets = network.card.targets
@@ -71,6 +88,37 @@ def evaluate(
     failed = int(np.isnan(outputs).any(axis=1).sum())
     scores = score_targets(targets, outputs, truth, resamples=resamples, intervals=True, seed=seed)
     return Scores(tuple(scores), failed, predictions, truth)
+
+
+def evaluate_relaxing(
+    model: LatticeModel,
+    crystals: Sequence,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    noise: float | int | None = None,
+) -> RelaxScores:
+    """How much of the disturbance of its training a model undoes on these crystals."""
+    from facetry.training.relaxing import Disturbed, relaxed_cells
+
+    options = learned_task(model, noise)
+    source = Disturbed(model, crystals, options)
+    if not len(source):
+        raise ValueError(f"none of the {len(crystals)} crystals can be used: {source.skipped[0][1]}")
+    with evaluating(model, device) as place:
+        size = Limits.for_device(place, batch_size).crystals
+        cells = relaxed_cells(model, source.to(place), size, place)
+    scores = relax_scores(cells, options.task, seed, resamples, names=source.names)
+    return replace(scores, failed=scores.failed + len(source.skipped))
+
+
+def learned_task(model: LatticeModel, noise: float | int | None = None) -> RelaxOptions:
+    """What a trained model learned to undo, with another noise if one is given."""
+    if model.card is None or not model.card.relax:
+        raise ValueError("evaluate needs a trained model, this one has learned no task; train it first")
+    options = make_relax_options(model.card.relax)
+    return options if noise is None else options.model_copy(update={"noise": float(noise)})
 
 
 def labelled_part(

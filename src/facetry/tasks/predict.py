@@ -23,7 +23,7 @@ from facetry.tasks.sources import items_of
 
 if TYPE_CHECKING:
     from facetry.graph.builders import Builder
-    from facetry.models.base import PropertyModel
+    from facetry.models.base import Model, PropertyModel
 
 COLUMNS = (
     "source",
@@ -280,7 +280,7 @@ def _regression(target: Target, output: float) -> tuple[float, float | None, flo
     return value, value - half, value + half
 
 
-def as_model(model: PropertyModel | str | PathLike[str]) -> PropertyModel:
+def as_model(model: Model | str | PathLike[str], jobs: tuple[str, ...] = ("predict",)) -> Any:
     """The model itself, or the one loaded from a folder or by name. Raises ValueError for models of other
     jobs."""
     if isinstance(model, str | PathLike):
@@ -288,9 +288,10 @@ def as_model(model: PropertyModel | str | PathLike[str]) -> PropertyModel:
 
         model = load(model)
     job = getattr(model, "job", "predict")
-    if job != "predict":
+    if job not in jobs:
+        wanted = " or ".join({"predict": "predicts properties", "relax": "relaxes crystals"}[j] for j in jobs)
         raise ValueError(
-            f"{model.name}: expected a model that predicts properties, came one that answers to"
+            f"{model.name}: expected a model that {wanted}, came one that answers to"
             f" `facetry {job}`; use that, or another model"
         )
     return model

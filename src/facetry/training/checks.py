@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from facetry.card import Target
 from facetry.models import MODELS
-from facetry.models.base import Model, PropertyModel
+from facetry.models.base import LatticeModel, Model, PropertyModel
 from facetry.training.console import is_main_process
 from facetry.training.files import remove_leftovers, write_file
 from facetry.training.recipe import (
@@ -34,13 +35,13 @@ CHANGEABLE = ("accelerator", "devices", "nodes", "threads", "checkpoint_seconds"
 
 
 def check_arguments(model: Any, data: Any) -> None:
-    """A model of properties and a divided data set, not their names."""
-    if isinstance(model, Model) and not isinstance(model, PropertyModel):
+    """A model that predicts or relaxes and a divided data set, not their names."""
+    if isinstance(model, Model) and not isinstance(model, PropertyModel | LatticeModel):
         raise TrainingError(
-            f"train: expected a model that predicts properties, such as facetry.models.IComFormer(), got"
+            f"train: expected a model that predicts or relaxes, such as facetry.models.IComFormer(), got"
             f" {model_name(model)}, whose job is {model.job}"
         )
-    if not isinstance(model, PropertyModel):
+    if not isinstance(model, PropertyModel | LatticeModel):
         raise TrainingError(
             f"train: expected a model such as facetry.models.IComFormer(), got {type(model).__name__}"
             f"{f' {model!r}' if isinstance(model, str) else ''}"
@@ -69,17 +70,14 @@ def model_table(model: Model) -> dict[str, Any]:
 def describe_data(data: Splits) -> DataOptions:
     """The `data` table of a recipe that loads these splits again."""
     names = [t.name for t in data.target_info]
-    known = {"name": str(data.name), **data.origin, "target": names[0] if len(names) == 1 else names}
+    target = names[0] if len(names) == 1 else names or None
+    known = {"name": str(data.name), **data.origin, "target": target}
     return make_data_options(known)
 
 
 def labelled_parts(data: Splits, recipe: Recipe) -> dict[str, Dataset]:
     """Train (crystals with a label), val and test where they have any."""
-    if recipe.data.hash is not None and recipe.data.hash != data.hash:
-        raise TrainingError(
-            f"{data.name}: expected the data with hash {recipe.data.hash[:12]}, got {data.hash[:12]}; "
-            "use the data of the first start, or begin a new run"
-        )
+    _check_hash(data, recipe)
     parts = {"train": data.train}
     parts |= {name: part for name, part in data.parts.items() if name in ("val", "test")}
     parts = {name: part.select(part.labelled) for name, part in parts.items()}
@@ -106,6 +104,32 @@ def labelled_parts(data: Splits, recipe: Recipe) -> dict[str, Dataset]:
                 f"{data.name}: {target.name}: expected classes 0 to {highest - 1}, got {bad:g}"
             )
     return {name: part for name, part in parts.items() if len(part)}
+
+
+def whole_parts(data: Splits, recipe: Recipe) -> dict[str, Dataset]:
+    """Train, val and test with all their crystals, for models that need no labels."""
+    _check_hash(data, recipe)
+    parts = {"train": data.train} | {n: p for n, p in data.parts.items() if n in ("val", "test")}
+    if not len(parts["train"]):
+        raise TrainingError(f"{data.name}: no crystal in the training split")
+    return {name: part for name, part in parts.items() if len(part)}
+
+
+def without_targets(data: Splits) -> Splits:
+    """The same crystals without labels, as a recipe without a target loads them."""
+    parts = {
+        name: replace(part, targets=np.zeros((len(part), 0)), target_info=[], extras={})
+        for name, part in data.parts.items()
+    }
+    return replace(data, parts=parts)
+
+
+def _check_hash(data: Splits, recipe: Recipe) -> None:
+    if recipe.data.hash is not None and recipe.data.hash != data.hash:
+        raise TrainingError(
+            f"{data.name}: expected the data with hash {recipe.data.hash[:12]}, got {data.hash[:12]}; "
+            "use the data of the first start, or begin a new run"
+        )
 
 
 def check_outputs(model: PropertyModel, targets: Sequence[Target]) -> None:

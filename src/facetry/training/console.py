@@ -45,11 +45,11 @@ def epoch_line(fitting: PropertyFitting) -> str:
         shown.append(f"best epoch {progress.best_epoch}")
     recent = [r["seconds"] for r in progress.history[-5:]]
     left = (fitting.epochs - progress.epoch) * sum(recent) / len(recent)
-    shown += [f"{row['seconds']:.1f} s", f"left {_duration(0.0 if progress.finished else left)}"]
+    shown += [f"{row['seconds']:.1f} s", f"left {duration(0.0 if progress.finished else left)}"]
     return "  ".join(shown)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from facetry.card import Target
-from facetry.models.base import PropertyModel
+from facetry.models.base import Model, PropertyModel
 from facetry.training.losses import balanced_weights, loss_sum, standardise
 from facetry.training.recipe import TrainingError, TrainingOptions
 from facetry.training.schedule import averaging_start, rate_of_run
@@ -74,7 +74,7 @@ class Fitting(pl.LightningModule):
 
     def __init__(
         self,
-        network: PropertyModel,
+        network: Model,
         options: TrainingOptions,
         train: Source,
         val: Source | None,

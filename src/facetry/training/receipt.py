@@ -94,12 +94,15 @@ def commit() -> dict[str, Any] | None:
     return {"commit": head, "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
-def shortened(recipe: Any, complete: bool, epochs_done: int) -> list[str]:
+def shortened(recipe: Any, complete: bool, epochs_done: int, steps_done: int = 0) -> list[str]:
     """In what the run falls short of the published one; empty where it does not."""
     reasons = []
     full = recipe.training.published_epochs
     if full is not None and epochs_done < full:
         reasons.append(f"{epochs_done} of {full} published epochs")
+    full = recipe.training.published_steps
+    if full is not None and steps_done < full:
+        reasons.append(f"{steps_done} of {full} published steps")
     if recipe.data.limit is not None:
         reasons.append(f"data limited to {recipe.data.limit}")
     elif not complete:

@@ -4,6 +4,8 @@
     name = "icomformer"    name = "perov5"         epochs = 500
     k = 25                 target = "heat_all"     learning_rate = 1e-3
 
+Models that relax crystals have no target; a table `relax` says what is disturbed and what is minimised.
+
 Every key is checked: an unknown one fails and the nearest is named. Recipes that ship are found by name.
 """
 
@@ -54,6 +56,12 @@ class DataOptions(BaseModel):
     fractions: tuple[float, float, float] | None = Field(
         default=None, description="own data: shares of train, val and test"
     )
+    parts: dict[Literal["train", "val", "test"], Literal["train", "val", "test"]] | None = Field(
+        default=None, description="which official part serves as train, val or test"
+    )
+    match: str | None = Field(
+        default=None, description="names of the crystals to take, with * and ?: *-0 are emt-alloys at rest"
+    )
     hash: str | None = Field(default=None, description="Splits.hash; training refuses other data")
 
 
@@ -100,6 +108,7 @@ class TrainingOptions(BaseModel):
     published_epochs: int | None = Field(
         default=None, ge=1, description="of the published run; fewer are called shortened in the receipt"
     )
+    published_steps: int | None = Field(default=None, ge=1, description="the same, in steps")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingOptions:
@@ -108,14 +117,42 @@ class TrainingOptions(BaseModel):
         return self
 
 
+class RelaxOptions(BaseModel):
+    """What a relaxing model learns to undo (Klipfel et al. 2023)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: Literal["denoise", "reconstruct", "relax"] = Field(
+        default="denoise",
+        description="lattices with noise; a cube of 1 Å in place of the Niggli cell; lattices and positions "
+        "with noise",
+    )
+    noise: float = Field(default=0.1, ge=0, description="σ of the matrix whose exponential acts on a lattice")
+    displacement: float = Field(
+        default=0.1, ge=0, description="of task relax: σ of each coordinate of an atom, Å"
+    )
+    loss: Literal["parameters_mae", "parameters_mse", "metric_mae", "metric_mse", "riemann"] = Field(
+        default="parameters_mae", description="between the lattice of the answer and the true one"
+    )
+    position_weight: float = Field(
+        default=1.0, ge=0, description="of task relax: of the mean distance in Å of atoms from their places"
+    )
+    validate_every: int | None = Field(
+        default=None, ge=1, description="steps between validations; None: a pass over the data"
+    )
+    noise_seed: int = Field(default=0, ge=0, description="of the noise of val and test, which stays the same")
+
+
 class Recipe(BaseModel):
-    """A whole recipe. `model` holds `name` and constructor arguments of that class."""
+    """A whole recipe. `model` holds `name` and constructor arguments of that class; `relax` is there for
+    models that relax crystals."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: dict[str, Any]
     data: DataOptions
     training: TrainingOptions = TrainingOptions()
+    relax: RelaxOptions | None = None
 
     def to_toml(self) -> str:
         """The complete recipe: every key with its value; keys without one as comments."""
@@ -124,6 +161,8 @@ class Recipe(BaseModel):
         tables: list[str] = []
         for name in type(self).model_fields:
             table = getattr(self, name)
+            if table is None:
+                continue
             values = dict(table) if isinstance(table, dict) else table.model_dump()
             inner = {k: v for k, v in values.items() if isinstance(v, dict)}  # a table ends the keys above it
             plain = {k: v for k, v in values.items() if v is not None and k not in inner}
@@ -132,6 +171,10 @@ class Recipe(BaseModel):
             lines += [f"\n[{name}.{k}]\n{tomli_w.dumps(v)}" for k, v in inner.items()]
             tables.append("".join(lines))
         return "\n".join(tables)
+
+
+_TABLES = {"data": DataOptions, "training": TrainingOptions, "relax": RelaxOptions}
+_OF_LABELS = ("loss", "huber_delta", "class_weights", "compile", "store_graphs")  # of `training`
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
@@ -148,7 +191,7 @@ def first_error(error: ValidationError, schema: type[BaseModel], where: str = ""
     key = ".".join([*([where] if where else []), *path])
     if detail["type"] == "extra_forbidden":
         for part in path[:-1]:
-            schema = schema.model_fields[part].annotation  # type: ignore[assignment]
+            schema = _TABLES[part]
         return f"unknown key {key!r}; {nearest(path[-1], schema.model_fields)}"
     if detail["type"] == "missing":
         return f"{key} is missing; add it"
@@ -192,6 +235,14 @@ def make_options(options: Mapping[str, Any]) -> TrainingOptions:
         raise RecipeError(first_error(error, TrainingOptions, "training")) from None
 
 
+def make_relax_options(options: Mapping[str, Any]) -> RelaxOptions:
+    """Options of the table `relax` from keywords; a wrong one fails with one line."""
+    try:
+        return RelaxOptions(**options)
+    except ValidationError as error:
+        raise RecipeError(first_error(error, RelaxOptions, "relax")) from None
+
+
 def make_data_options(options: Mapping[str, Any]) -> DataOptions:
     """Data options from keywords; a wrong one fails with one line."""
     try:
@@ -208,9 +259,29 @@ def make_recipe(tables: Mapping[str, Any], source: str = "recipe") -> Recipe:
         raise RecipeError(f"{source}: {first_error(error, Recipe)}") from None
     try:
         check_model_options(recipe.model)
+        return for_its_job(recipe)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-    return recipe
+
+
+def for_its_job(recipe: Recipe) -> Recipe:
+    """The recipe with the tables that the job of its model has, and no others."""
+    from facetry.models import MODELS
+
+    name = recipe.model["name"]
+    if MODELS[name].job != "relax":
+        if recipe.relax is not None:
+            raise RecipeError(f"relax: {name} does not relax crystals; leave the table out")
+        return recipe
+    if recipe.data.target is not None:
+        raise RecipeError("data.target: a model that relaxes crystals learns no target; leave it out")
+    for key in _OF_LABELS:
+        if getattr(recipe.training, key) != TrainingOptions.model_fields[key].default:
+            instead = "; set relax.loss" if key == "loss" else ""
+            raise RecipeError(f"training.{key}: has no meaning for a model that relaxes crystals{instead}")
+    if recipe.training.precision == "bf16":
+        raise RecipeError("training.precision: cells need fp32 or fp64, got 'bf16'")
+    return recipe.model_copy(update={"relax": recipe.relax or RelaxOptions()})
 
 
 def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

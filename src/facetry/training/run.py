@@ -28,7 +28,7 @@ from facetry.evaluation.metrics import TargetScores
 from facetry.graph.batch import Batch
 from facetry.kernels.allocator import keep_freed_memory
 from facetry.models import MODELS, of_job
-from facetry.models.base import PropertyModel
+from facetry.models.base import LatticeModel, Model, PropertyModel
 from facetry.training import receipt
 from facetry.training.checkpoint import fill_weights, save_model
 from facetry.training.checks import (
@@ -40,6 +40,8 @@ from facetry.training.checks import (
     model_table,
     open_folder,
     stored_recipe,
+    whole_parts,
+    without_targets,
 )
 from facetry.training.console import epoch_line, is_main_process, say, summary, wants_lines
 from facetry.training.files import write_file
@@ -47,10 +49,13 @@ from facetry.training.losses import fit_scaling, output_columns
 from facetry.training.recipe import (
     Recipe,
     RecipeError,
+    RelaxOptions,
     TrainingError,
     TrainingOptions,
+    for_its_job,
     load_recipe,
     make_options,
+    make_relax_options,
 )
 from facetry.training.scores import (
     absolute_errors,
@@ -60,11 +65,11 @@ from facetry.training.scores import (
     score_targets,
 )
 from facetry.training.source import Source, disordered_rows, stream
-from facetry.training.state import Keeper, Progress, section
+from facetry.training.state import Keeper, Progress, ResumePoint, section
 
 if TYPE_CHECKING:
     from facetry.data.dataset import Dataset, Splits
-    from facetry.training.loop import PropertyFitting
+    from facetry.training.loop import Fitting
 
 _DOMAIN = 3  # stream of random numbers that draws the reference crystals
 
@@ -74,17 +79,18 @@ class Run:
     """A finished training.
 
     `metrics` maps "val" and "test" to metric -> value (MAE and RMSE in the target's unit; `mae[name]` with
-    several targets), "epoch" to the epoch the weights come from. `history` has one row an epoch.
+    several targets), "epoch" to the epoch the weights come from. `history` has one row an epoch, or one a
+    validation where a recipe says how many steps lie between two.
     """
 
-    model: PropertyModel
+    model: PropertyModel | LatticeModel
     folder: Path | None
     metrics: dict[str, Any]
     history: list[dict]
 
 
 def train(
-    model: PropertyModel,
+    model: PropertyModel | LatticeModel,
     data: Splits,
     *,
     out: str | Path | None = None,
@@ -98,13 +104,17 @@ def train(
 
     `out` is the run folder (none is written without it). `resume` is the folder of a run that was killed: it
     goes on with the settings stored there. `options` are those of `TrainingOptions` (epochs, batch_size,
-    learning_rate, loss, ...). The model is trained in place and returned in `Run.model`, with its card.
+    learning_rate, loss, ...), for a model that relaxes crystals those of `RelaxOptions` besides (task, noise,
+    its own loss, ...): it needs no targets. The model is trained in place and returned in `Run.model`, with
+    its card.
     `verbose` prints a line an epoch on stderr (None: where that is a terminal).
 
     Raises RecipeError for wrong options, TrainingError for data or a model that do not fit, WriteError for a
     full disk; what was written before stays.
     """
     check_arguments(model, data)
+    if isinstance(model, LatticeModel):
+        data = without_targets(data)
     folder = Path(resume if resume is not None else out) if (resume or out) is not None else None
     if resume is not None:
         if out is not None and Path(out) != folder:
@@ -112,21 +122,30 @@ def train(
         recipe = stored_recipe(folder, {"seed": seed, **options} if seed else options)
         check_same_model(model, recipe, folder)
     elif recipe is None:
-        recipe = Recipe(
-            model=model_table(model),
-            data=describe_data(data),
-            training=make_options({"seed": seed, **options}),
+        relax = None
+        if isinstance(model, LatticeModel):
+            own = {key: options.pop(key) for key in RelaxOptions.model_fields if key in options}
+            relax = make_relax_options(own)
+        recipe = for_its_job(
+            Recipe(
+                model=model_table(model),
+                data=describe_data(data),
+                training=make_options({"seed": seed, **options}),
+                relax=relax,
+            )
         )
     else:
         recipe = recipe.model_copy(update={"model": model_table(model)})
-    parts = labelled_parts(data, recipe)
+    parts = labelled_parts(data, recipe) if isinstance(model, PropertyModel) else whole_parts(data, recipe)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"hash": data.hash})})
-    targets = fit_scaling(parts["train"].target_info, parts["train"].targets)
-    check_outputs(model, targets)
+    targets = []
+    if isinstance(model, PropertyModel):
+        targets = fit_scaling(parts["train"].target_info, parts["train"].targets)
+        check_outputs(model, targets)
     if folder is not None and resume is None:
         open_folder(folder, recipe)
     with _torch_settings(recipe.training):
-        return _Training(model, data, parts, targets, recipe, folder, verbose).run()
+        return _training_of(model)(model, data, parts, targets, recipe, folder, verbose).run()
 
 
 def train_recipe(
@@ -158,33 +177,43 @@ def load_data(recipe: Recipe) -> Splits:
     data = recipe.data
     own = {"tasks": data.tasks, "classes": data.classes, "group": data.group, "fractions": data.fractions}
     own = {key: value for key, value in own.items() if value is not None}  # a named set takes none of them
-    return dataset(data.name, data.target, limit=data.limit, seed=data.seed, fold=data.fold, **own)
+    chosen = {"limit": data.limit, "seed": data.seed, "fold": data.fold, "parts": data.parts}
+    target = [] if recipe.relax is not None else data.target
+    return dataset(data.name, target, **chosen, match=data.match, **own)
 
 
-def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel:
+def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel | LatticeModel:
     """An untrained model of a recipe for these targets; its weights follow training.seed."""
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     name = recipe.model["name"]
-    if MODELS[name].job != "predict":
-        known = ", ".join(of_job("predict"))
-        raise RecipeError(
-            f"model.name: {name!r} is for the job {MODELS[name].job} and learns no target; expected one of"
-            f" {known}"
-        )
+    job = MODELS[name].job
+    if job not in ("predict", "relax"):
+        known = ", ".join([*of_job("predict"), *of_job("relax")])
+        raise RecipeError(f"model.name: {name!r} is for the job {job}; expected one of {known}")
+    if job == "predict":
+        options["outputs"] = sum(t.columns for t in targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
         try:
-            return MODELS[name](outputs=sum(t.columns for t in targets), **options)
+            return MODELS[name](**options)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"model: {error}") from None
 
 
-class _Training:
+def _training_of(model: Model) -> type[Training]:
+    if not isinstance(model, LatticeModel):
+        return Training
+    from facetry.training.relaxing import RelaxTraining
+
+    return RelaxTraining
+
+
+class Training:
     """The steps of one run, in order."""
 
     def __init__(
         self,
-        model: PropertyModel,
+        model: PropertyModel | LatticeModel,
         data: Splits,
         parts: dict[str, Dataset],
         targets: list[Target],
@@ -197,7 +226,7 @@ class _Training:
         self.options = recipe.training
 
     def run(self) -> Run:
-        from facetry.training.loop import PropertyFitting, run_fitting
+        from facetry.training.loop import run_fitting
 
         self.writes = self.folder is not None and is_main_process()
         keeper = Keeper(self.folder) if self.folder is not None else None
@@ -206,25 +235,13 @@ class _Training:
         if point is not None:
             path = keeper.points()[-1] / "state.safetensors"
             fill_weights(self.model, section(point.tensors, "model"), path)
-        self.sources = {
-            name: Source(self.model, part.crystals, part.targets, self.options.store_graphs)
-            for name, part in self.parts.items()
-        }
+        self.sources = self._load_sources()
         self._look_at_skipped()
         seen = Batch.from_crystals(self.sources["train"].crystals)
         numbers = seen.atomic_numbers if seen.composition is None else seen.composition.element
         self.elements = torch.unique(numbers).tolist()
         self.model.train()
-        fitting = PropertyFitting(
-            self.model,
-            self.targets,
-            self.options,
-            self.sources["train"],
-            self.sources.get("val"),
-            keeper,
-            point,
-            self._epoch_ended,
-        )
+        fitting = self._fitting(keeper, point)
         try:
             device = run_fitting(fitting)
         except KeyboardInterrupt:
@@ -239,22 +256,52 @@ class _Training:
         for source in self.sources.values():
             source.to(device)
         self.model.eval()
-        size = self.options.batch_size
-        outputs = {
-            name: network_outputs(self.model, source, size, device)
-            for name, source in self.sources.items()
-            if name != "train"
-        }
-        self._calibrate(outputs, device)
-        metrics, scores = self._measure(fitting.progress, outputs)
+        metrics, scores = self._judge(fitting.progress, device)
         self.model.to("cpu")
         self.model.card = self._card(metrics)
         if self.writes:
             save_model(self.model, self.folder)
             self._write_receipt(fitting.progress, scores, device)
             if wants_lines(self.verbose):
-                say(f"{self.folder}: {summary(self.targets, metrics)}")
+                say(f"{self.folder}: {self._summary(metrics)}")
         return Run(self.model, self.folder, metrics, fitting.progress.history)
+
+    def _load_sources(self) -> dict[str, Source]:
+        """The splits as the loop reads them."""
+        return {
+            name: Source(self.model, part.crystals, part.targets, self.options.store_graphs)
+            for name, part in self.parts.items()
+        }
+
+    def _fitting(self, keeper: Keeper | None, point: ResumePoint | None) -> Fitting:
+        from facetry.training.loop import PropertyFitting
+
+        return PropertyFitting(
+            self.model,
+            self.targets,
+            self.options,
+            self.sources["train"],
+            self.sources.get("val"),
+            keeper,
+            point,
+            self._epoch_ended,
+        )
+
+    def _judge(self, progress: Progress, device: torch.device) -> tuple[dict, dict[str, list]]:
+        """Calibration and metrics of the final weights."""
+        outputs = {
+            name: network_outputs(self.model, source, self.options.batch_size, device)
+            for name, source in self.sources.items()
+            if name != "train"
+        }
+        self._calibrate(outputs, device)
+        return self._measure(progress, outputs)
+
+    def _epoch_line(self, fitting: Fitting) -> str:
+        return epoch_line(fitting)  # type: ignore[arg-type]
+
+    def _summary(self, metrics: Mapping[str, Any]) -> str:
+        return summary(self.targets, metrics)
 
     def _look_at_skipped(self) -> None:
         """Crystals that have no graph, or that the model does not take, are left out and listed; a split of
@@ -268,7 +315,7 @@ class _Training:
                 if wants_lines(self.verbose):
                     say(f"{text} and are left out; the first: {reason}")
 
-    def _epoch_ended(self, fitting: PropertyFitting, chosen: bool) -> None:
+    def _epoch_ended(self, fitting: Fitting, chosen: bool) -> None:
         """Table and, where they are the best so far, weights on the disk; one line for the reader."""
         if self.writes:
             write_file(self.folder / "metrics.csv", table_text(fitting.progress.history))
@@ -278,7 +325,7 @@ class _Training:
                 save_model(self.model, self.folder)
                 self.model.card = before
         if wants_lines(self.verbose):
-            say(epoch_line(fitting))
+            say(self._epoch_line(fitting))
 
     def _calibrate(self, outputs: Mapping[str, np.ndarray], device: torch.device) -> None:
         """Interval widths from the validation errors; which crystals count as familiar."""
@@ -331,8 +378,10 @@ class _Training:
             elements=self.elements,
             domain_threshold=getattr(self, "threshold", None),
             data={"name": self.recipe.data.name, "fold": self.recipe.data.fold, "hash": self.data.hash}
+            | ({} if self.recipe.data.parts is None else {"parts": self.recipe.data.parts})
             | {name: len(source) for name, source in self.sources.items()}
             | {"disordered": len(disordered_rows(self.sources["train"].crystals))},
+            relax={} if self.recipe.relax is None else self.recipe.relax.model_dump(),
             metrics=metrics,
             version=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -341,7 +390,8 @@ class _Training:
     def _write_receipt(
         self, progress: Progress, scores: Mapping[str, list[TargetScores]], device: torch.device
     ) -> None:
-        short = receipt.shortened(self.recipe, bool(getattr(self.data, "complete", True)), progress.epoch)
+        complete = bool(getattr(self.data, "complete", True))
+        short = receipt.shortened(self.recipe, complete, progress.epoch, progress.step)
         content = {
             "command": receipt.command_line(),
             "data": self.model.card.data | {"notes": list(getattr(self.data, "notes", ()))},
@@ -358,19 +408,20 @@ class _Training:
             "software": receipt.software(),
             "source": receipt.commit(),
             "created": self.model.card.created,
-            "metrics": {
-                name: [
-                    {"target": s.target, "unit": s.unit, "count": s.count}
-                    | {
-                        metric: e.value if name == "val" else [e.value, e.lower, e.upper]
-                        for metric, e in s.metrics.items()
-                    }
-                    for s in part
-                ]
-                for name, part in scores.items()
-            },
+            "metrics": {name: self._score_rows(name, part) for name, part in scores.items()},
         }
         write_file(self.folder / "receipt.json", json.dumps(_finite(content), indent=2) + "\n")
+
+    def _score_rows(self, split: str, scores: list[TargetScores]) -> Any:
+        """What the receipt says of a split: with intervals, but for val."""
+        return [
+            {"target": s.target, "unit": s.unit, "count": s.count}
+            | {
+                metric: e.value if split == "val" else [e.value, e.lower, e.upper]
+                for metric, e in s.metrics.items()
+            }
+            for s in scores
+        ]
 
 
 @contextmanager

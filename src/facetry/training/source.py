@@ -18,7 +18,7 @@ from facetry.graph.batch import Batch
 from facetry.tasks.inference import accepts_disorder, needs_order
 
 if TYPE_CHECKING:
-    from facetry.models.base import PropertyModel
+    from facetry.models.base import Model
 
 _CHUNK = 512
 _CPU_ATOMS, _GPU_ATOMS, _GPU_CRYSTALS = 4_000, 20_000, 512  # at once in evaluation
@@ -98,7 +98,7 @@ class Source:
 
     def __init__(
         self,
-        model: PropertyModel,
+        model: Model,
         crystals: Sequence,
         labels: Float[np.ndarray, "crystals targets"],
         stored: bool = True,
