@@ -15,6 +15,7 @@ from facetry.geometry.lattice import (
     reciprocal,
     volume,
 )
+from facetry.geometry.polar import polar
 from facetry.geometry.primitive import PrimitiveCells, primitive_cell
 from facetry.geometry.reduction import minkowski_reduce, niggli_reduce
 from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
@@ -36,6 +37,7 @@ __all__ = [
     "minkowski_reduce",
     "niggli_reduce",
     "plane_spacings",
+    "polar",
     "primitive_cell",
     "published_frame",
     "reciprocal",
