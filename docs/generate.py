@@ -136,6 +136,39 @@ def cell_settings() -> str:
     return "\n".join(lines)
 
 
+EMPNN_OPTIONS = {
+    "fields": "what acts on the lattice, see below",
+    "layers": "message layers on the given lattice, before the first deformation",
+    "blocks": "deformations, each with a message layer of its own",
+    "channels": "of an atom's vector",
+    "k": "neighbours of an atom, and all that are as near as the last of them",
+    "repeated": "all blocks share their weights",
+    "weight_clamp": "κ of κ tanh w for every number w; 0: none; the paper tries 0.01",
+    "limit": "β of ‖B‖ ← β tanh(‖B‖/β); 0: none",
+    "exponential": "1 + B, or the matrix exponential of B",
+    "positions": "atoms move too",
+    "min_sin": "triplets with a smaller sine in the given lattice are left out; the published code has 0.001",
+}
+
+
+def lattice_options() -> str:
+    """The constructor's arguments of EMPNN."""
+    import inspect
+    import typing
+
+    from facetry.models import EMPNN
+
+    hints = typing.get_type_hints(inspect.unwrap(EMPNN.__init__))
+    lines = ["| option | default | choices | |", "|---|---|---|---|"]
+    for name, argument in inspect.signature(EMPNN.__init__).parameters.items():
+        if name == "self":
+            continue
+        words = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is typing.Literal else ()
+        choices = ", ".join(f"`{w}`" for w in words) if len(words) < 4 else f"{len(words)}"
+        lines.append(f"| `{name}` | `{argument.default}` | {choices} | {EMPNN_OPTIONS[name]} |")
+    return "\n".join(lines)
+
+
 def training() -> str:
     """The keys of a recipe's table `training`."""
     from facetry.training import TrainingOptions
@@ -161,6 +194,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lattice_settings": lattice_settings,
     "baseline_settings": baseline_settings,
     "cell_settings": cell_settings,
+    "lattice_options": lattice_options,
     "training": training,
 }
 
