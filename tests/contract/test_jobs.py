@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import facetry
-from facetry.models import MODELS, LatticeModel, ModelCard, PropertyModel, of_job
+from facetry.models import MODELS, EnergyModel, LatticeModel, ModelCard, PropertyModel, of_job
 from facetry.training.checkpoint import load_model, save_model
 from facetry.training.checks import check_arguments
 from facetry.training.recipe import TrainingError
@@ -30,7 +30,7 @@ def saved(name, folder):
 
 
 def test_every_model_has_a_job():
-    parents = {"predict": PropertyModel, "relax": LatticeModel}
+    parents = {"predict": PropertyModel, "relax": LatticeModel, "generate": EnergyModel}
     for job, parent in parents.items():
         assert of_job(job)
         assert all(issubclass(model, parent) for model in of_job(job).values())

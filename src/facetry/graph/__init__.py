@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from facetry.crystal import Crystal
 from facetry.graph.batch import Batch, PeriodicGraph
-from facetry.graph.builders import Box, Builder, KNearest, LatticeKNearest, Radius, Sphere
+from facetry.graph.builders import Box, Builder, DensityRadius, KNearest, LatticeKNearest, Radius, Sphere
 from facetry.graph.neighbors import SHELL_GAP, GraphError
 
 
@@ -34,6 +34,7 @@ __all__ = [
     "Batch",
     "Box",
     "Builder",
+    "DensityRadius",
     "GraphError",
     "KNearest",
     "LatticeKNearest",

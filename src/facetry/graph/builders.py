@@ -337,6 +337,23 @@ class Radius(Builder):
 
 
 @dataclass(frozen=True)
+class DensityRadius(Builder):
+    """All neighbours closer than `factor` (V / n)^(1/3), in the cell as given: about 4/3 π factor³ an atom,
+    whatever the crystal."""
+
+    factor: float = 3.0
+
+    def build(self, batch: Batch, names: Sequence[str]) -> Batch:
+        """Neighbours searched in the reduced cell, images counted in the given one."""
+        small, transform, wrap = reduced(batch)
+        volume = torch.linalg.det(small.lattice).abs()
+        pairs = neighbors.pairs_within(small, self.factor * (volume / batch.num_atoms) ** (1 / 3))
+        neighbors.check_distinct(small, pairs, names)
+        keep = torch.ones(len(pairs.center), dtype=torch.bool, device=batch.device)
+        return replace(batch, graph=neighbors.in_given_cell(batch, pairs, keep, transform, wrap))
+
+
+@dataclass(frozen=True)
 class Sphere(Builder):
     """All images of all atoms within a sphere around each atom, the atom itself (at distance zero) included,
     in the primitive reduced cell: a set that no choice of cell, origin or supercell changes.

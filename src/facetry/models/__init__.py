@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from facetry.card import ModelCard, Target
-from facetry.models.base import LatticeModel, Model, PropertyModel, Relaxation, Symmetry
+from facetry.models.base import EnergyModel, LatticeModel, Model, PropertyModel, Relaxation, Symmetry
 from facetry.models.cgcnn import CGCNN
 from facetry.models.comformer import EComFormer, IComFormer
+from facetry.models.continuousp import ContinuouSP
 from facetry.models.crystalframer import Crystalformer, CrystalFramer
 from facetry.models.ecn import ECN, EquivariantECN
 from facetry.models.empnn import EMPNN, FeedForward
@@ -25,6 +26,7 @@ MODELS: dict[str, type[Model]] = {
     "schnet": SchNet,
     "empnn": EMPNN,
     "lattice_ff": FeedForward,
+    "continuousp": ContinuouSP,
 }
 
 
@@ -38,9 +40,11 @@ __all__ = [
     "ECN",
     "EMPNN",
     "MODELS",
+    "ContinuouSP",
     "CrystalFramer",
     "Crystalformer",
     "EComFormer",
+    "EnergyModel",
     "EquivariantECN",
     "FeedForward",
     "IComFormer",

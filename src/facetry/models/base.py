@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from facetry.card import ModelCard
@@ -136,4 +136,47 @@ class LatticeModel(Model):
 
     def forward(self, batch: Batch) -> Relaxation:
         """Lattices and fractional coordinates from the input to the answer."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Energies and their slopes: by Cartesian positions (1/Å), and W = dE(C eᴬ, X eᴬ)/dA at A = 0."""
+
+    energy: Float[Tensor, " crystals"]
+    by_position: Float[Tensor, "atoms 3"]
+    by_strain: Float[Tensor, "crystals 3 3"]
+
+
+class Landscape:
+    """Energies of crystals whose atoms are given, for the steps of a chain."""
+
+    num_atoms: Int[Tensor, " crystals"]
+
+    def __call__(
+        self,
+        lattice: Float[Tensor, "crystals 3 3"],
+        frac_coords: Float[Tensor, "atoms 3"],
+        use: Bool[Tensor, " crystals"] | None = None,
+    ) -> Evaluation:
+        """Energies and slopes; infinite energies where `use` is False or there is none."""
+        raise NotImplementedError
+
+    def forget(self, crystals: Bool[Tensor, " crystals"]) -> None:
+        """These are described anew from now on: another cell of the same lattice, atoms wrapped."""
+
+
+class EnergyModel(Model):
+    """A crystal to one dimensionless number E: structures are drawn from exp(-E / T)."""
+
+    job = "generate"
+
+    def landscape(
+        self, atomic_numbers: Int[Tensor, " atoms"], num_atoms: Int[Tensor, " crystals"]
+    ) -> Landscape:
+        """Energies and slopes for these atoms with the weights of this moment."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Float[Tensor, " crystals"]:
+        """Energies; differentiable in weights, lattices and coordinates."""
         raise NotImplementedError
