@@ -22,6 +22,9 @@ _WHERE = {
     "embed": "facetry.tasks.embed",
     "evaluate": "facetry.tasks.evaluate",
     "explain": "facetry.tasks.explain",
+    "relax": "facetry.tasks.relax",
+    "Relaxed": "facetry.tasks.relax",
+    "Relaxer": "facetry.tasks.relax",
 }
 _SUBPACKAGES = ("data", "evaluation", "geometry", "graph", "models", "nn", "tasks", "training")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from facetry import __version__
-from facetry.cli import check, data, explain, model
+from facetry.cli import check, data, explain, model, relax
 from facetry.cli.common import INTERRUPTED, OK, report_error
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command("demo", short_help="Train, evaluate, predict, report on shipped data
 app.command("train", short_help="Train a model from a recipe or options.")(model.train)
 app.command("evaluate", short_help="Scores of a model on labelled crystals.")(model.evaluate)
 app.command("predict", short_help="Values with intervals for structures.")(model.predict)
+app.command("relax", short_help="Cells and atoms to rest, by a relaxing model.")(relax.relax)
 app.command("embed", short_help="One vector per structure or atom.")(model.embed)
 app.command("explain", short_help="What a model looked at: attention, frames.")(explain.explain)
 app.add_typer(data.app, name="dataset", short_help="Named sets: list, info, get, import, clean.")

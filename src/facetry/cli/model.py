@@ -310,6 +310,9 @@ def predict(
         bool,
         typer.Option("--one-frame", help="One lattice frame a crystal, not all tied ones: faster."),
     ] = False,
+    relax: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Relax structures with this model first.")
+    ] = None,
 ) -> int:
     """Values with unit and 90 % interval for structures; every input gets a row, good or bad.
 
@@ -335,10 +338,15 @@ def predict(
         network.one_frame_graph()  # a model without frames says so before anything is written
     place = choose_device(device)
     columns = table_columns(targets_of(network))
-    printer = _Printer(list(columns), as_json, out is not None)
+    printer = Printer(list(columns), as_json, out is not None)
     count: dict[str, int] = {}
     progress = Progress("predicted")
-    results = predictions(network, items_of_paths(paths, workers), batch_size, place, one_frame)
+    items = items_of_paths(paths, workers)
+    if relax is not None:
+        from facetry.tasks.relax import Relaxer
+
+        items = Relaxer(relax, batch_size, place).items(items)
+    results = predictions(network, items, batch_size, place, one_frame)
     table = TableWriter(out, columns) if out is not None else None
     try:
         for group in groups(results):
@@ -362,16 +370,17 @@ def predict(
         table.close()
     printer.close()
     where = f"; {out}" if out is not None else ""
-    print(f"{_tally(count)}{where}", file=sys.stderr)
+    print(f"{tally(count)}{where}", file=sys.stderr)
     return OK if set(count) == {"ok"} else SOME_FAILED
 
 
-def _tally(count: dict[str, int]) -> str:
-    parts = [f"{count[name]} {name}" for name in ("ok", "skipped", "failed") if name in count]
+def tally(count: dict[str, int]) -> str:
+    """`3 rows: 2 ok, 1 failed`."""
+    parts = [f"{count[name]} {name}" for name in ("ok", "kept", "skipped", "failed") if name in count]
     return f"{sum(count.values())} rows: {', '.join(parts)}"
 
 
-class _Printer:
+class Printer:
     """Rows on stdout: a JSON array with a row per line, CSV, or aligned text on a terminal."""
 
     def __init__(self, columns: list[str], as_json: bool, to_file: bool) -> None:
@@ -432,5 +441,5 @@ def embed(
             writer.write(group)
             for outcome in group:
                 count[outcome.status] = count.get(outcome.status, 0) + 1
-    print(f"{_tally(count)}; {out}", file=sys.stderr)
+    print(f"{tally(count)}; {out}", file=sys.stderr)
     return OK if set(count) == {"ok"} else SOME_FAILED

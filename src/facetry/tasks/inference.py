@@ -30,7 +30,7 @@ from facetry.graph.batch import Batch
 Status = Literal["ok", "skipped", "failed"]
 T = TypeVar("T")
 
-PER_ATOM = frozenset({"atom_embeddings"})
+PER_ATOM = frozenset({"atom_embeddings", "atom_positions"})
 _TENSORS = 3  # rows of edges x channels that any network holds at once, at least
 TOO_CLOSE = 0.1  # Å; no two atoms of a real crystal are nearer, the shortest bond (H2) is 0.74
 _NEARLY_FULL = 0.95  # share of a site; beyond it numbers were rounded

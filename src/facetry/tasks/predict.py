@@ -96,6 +96,7 @@ def predict(
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     one_frame: bool = False,
+    relax: Model | str | PathLike[str] | None = None,
 ) -> list[Prediction]:
     """The model's values for crystals, in the order given.
 
@@ -108,13 +109,20 @@ def predict(
         one_frame: evaluate a single lattice frame of each crystal instead of the average over all tied ones:
             several times faster on symmetric crystals and just as invariant, but not what the intervals were
             calibrated on, and two nearly equal crystals may get different frames.
+        relax: a model for the job relax, or the folder or name of one: crystals are relaxed by it first
+            (`facetry.Relaxer`), and results hold the relaxed crystals.
 
     Returns one result per crystal; for a model of several targets one per crystal and target, crystal by
     crystal. An input that cannot be read or used has a result with status and message, and stops nothing.
     An untrained model answers in standardised units. Neither the mode of the model nor the result of a
     crystal depends on its companions. Raises TypeError for what is no crystal at all.
     """
-    return list(predictions(as_model(model), items_of(crystals), batch_size, device, one_frame))
+    network, items = as_model(model), items_of(crystals)
+    if relax is not None:
+        from facetry.tasks.relax import Relaxer
+
+        items = Relaxer(relax, batch_size, device).items(items)
+    return list(predictions(network, items, batch_size, device, one_frame))
 
 
 def predictions(

@@ -174,7 +174,7 @@ def stored_recipe(folder: Path, changes: Mapping[str, Any]) -> Recipe:
     return recipe.model_copy(update={"training": make_options(stored | dict(changes))})
 
 
-def check_same_model(model: PropertyModel, recipe: Recipe, folder: Path) -> None:
+def check_same_model(model: Model, recipe: Recipe, folder: Path) -> None:
     stored = json.loads(json.dumps(recipe.model))
     given = json.loads(json.dumps({k: v for k, v in model_table(model).items() if v is not None}))
     for key in [*stored, *given]:

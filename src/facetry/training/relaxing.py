@@ -47,7 +47,7 @@ class Disturbed(Source):
             table, lattice = _cubes(table)
         else:
             lattice = table.lattice
-        super().__init__(model, table, lattice.reshape(-1, 9))
+        super().__init__(model, table, lattice.reshape(-1, 9).copy())
         if options.task != "reconstruct" and self.packed is not None:
             self.packed = bare(self.packed)
         self.names = [str(name) for name in self.crystals.names]

@@ -387,9 +387,7 @@ class Training:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def _write_receipt(
-        self, progress: Progress, scores: Mapping[str, list[TargetScores]], device: torch.device
-    ) -> None:
+    def _write_receipt(self, progress: Progress, scores: Mapping[str, Any], device: torch.device) -> None:
         complete = bool(getattr(self.data, "complete", True))
         short = receipt.shortened(self.recipe, complete, progress.epoch, progress.step)
         content = {
