@@ -321,3 +321,20 @@ def test_columns_of_cells_of_numbers_are_what_pyarrow_says(real):
     table = pq.read_table(real / "perov5" / "train.parquet")
     mean = pc.mean(table["heat_all"]).as_py()
     assert dataset("perov5").train.targets.mean() == pytest.approx(mean, rel=1e-12)
+
+
+def test_an_official_file_trains_where_the_training_part_is_missing(real):
+    data = dataset("mp20", target="insulator", divide="val")
+    sizes = [len(part) for part in data.parts.values()]
+    assert sum(sizes[:2]) == 9047
+    assert sizes[2] == 9046
+    assert 0.08 < sizes[1] / 9047 < 0.12
+    train, val = (set(data.parts[name].crystals.formulas) for name in ("train", "val"))
+    assert not train & val
+    assert not data.official
+    assert any("nine tenths of the official val train" in note for note in data.notes)
+    assert data.origin["divide"] == "val"
+    with pytest.raises(ValueError, match="divide='test', expected one of train_subset, val"):
+        dataset("mp20", divide="test")
+    with pytest.raises(ValueError, match="its parts are no files"):
+        dataset("jdft2d", divide="val")

@@ -128,6 +128,7 @@ def dataset(
     limit: int | Mapping[str, int] | None = None,
     seed: int = 0,
     fold: int | None = None,
+    divide: str | None = None,
     **own: Any,
 ) -> Splits:
     """Crystals and targets of a named set or of your own files, divided into train, val and test.
@@ -135,7 +136,9 @@ def dataset(
     `name` is a named set, or the path of a folder with a CSV, of a .csv or of a .parquet. `target`: one or
     several column names; None is the default target of a named set, or every column of numbers of your own.
     `limit` keeps a random part, see `limit_splits`. `fold` chooses one fold of a set that is evaluated by
-    cross-validation. For your own files `fractions`, `group`, `tasks` and `classes` may follow, see
+    cross-validation. `divide` names an official file of a named set ("val") whose crystals train (nine
+    tenths) and validate (one tenth, by a hash of the formula), where the official training part is not at
+    hand. For your own files `fractions`, `group`, `tasks` and `classes` may follow, see
     `tables.own_splits`.
 
     Raises ValueError naming the nearest set for a name that is neither a set nor a path; DataNotFound with
@@ -146,14 +149,18 @@ def dataset(
             raise ValueError(f"{', '.join(own)}: only for your own files, {name} is a named set")
         from facetry.data.named import named_splits
 
-        splits = named_splits(info(str(name)), target, fold)
+        splits = named_splits(info(str(name)), target, fold, divide)
     else:
         if fold is not None:
             raise ValueError(f"{name}: your own files have no folds; leave fold out")
+        if divide is not None:
+            raise ValueError(f"{name}: your own files have no official parts; leave divide out")
         from facetry.data.tables import own_splits
 
         splits = own_splits(Path(name), target, seed, **own)
     splits = limit_splits(splits, limit, seed)
     origin = {"name": str(name), "target": target, "limit": limit, "seed": seed, "fold": fold, **own}
+    if divide is not None:
+        origin["divide"] = divide
     folds = [replace(f, origin=origin | {"fold": i}) for i, f in enumerate(splits.folds)]
     return replace(splits, origin=origin, folds=folds)

@@ -26,12 +26,20 @@ __all__ = ["generate", "make_target", "named_splits", "target_column"]
 log = logging.getLogger("facetry.data")
 
 
-def named_splits(manifest: Manifest, target: str | Sequence[str] | None, fold: int | None) -> Splits:
-    """The named set with the chosen targets (None: its default target), divided as its manifest says."""
+def named_splits(
+    manifest: Manifest,
+    target: str | Sequence[str] | None,
+    fold: int | None,
+    divide: str | None = None,
+) -> Splits:
+    """The named set with the chosen targets (None: its default target), divided as its manifest says; with
+    `divide` the official file of this name trains and validates."""
     names = _target_names(manifest, target)
     scheme = manifest.split
     if fold is not None and scheme.kind != "folds":
         raise ValueError(f"{manifest.name} has no folds; leave fold out ({scheme.description})")
+    if divide is not None:
+        manifest = _divided(manifest, divide)
     if scheme.kind == "files":
         return _file_splits(manifest, names)
     tables = {key: _read(manifest, key) for key in manifest.files if manifest.is_default(key)}
@@ -52,6 +60,19 @@ def named_splits(manifest: Manifest, target: str | Sequence[str] | None, fold: i
         part = group_split(_groups(manifest, whole, tables), scheme.fractions, manifest.name)
     parts = {name: whole.select(part == i) for i, name in enumerate(("train", "val", "test"))}
     return _finish(manifest, Splits(manifest.name, parts))
+
+
+def _divided(manifest: Manifest, key: str) -> Manifest:
+    """The manifest as if there were no official training part, and `key` were divided in its place."""
+    scheme = manifest.split
+    keys = [k for k in (scheme.train, scheme.val) if k] if scheme.kind == "files" else []
+    if key not in keys:
+        parts = f"one of {', '.join(keys)}" if keys else "none, its parts are no files"
+        raise ValueError(f"{manifest.name}: divide={key!r}, expected {parts}")
+    description = f"nine tenths of the official {key} train and one tenth validates, by a hash of the formula"
+    changes = {"train": key, "val": "", "divide": key, "group": "formula", "official": False}
+    alone = scheme.model_copy(update={**changes, "description": description})
+    return manifest.model_copy(update={"split": alone})
 
 
 def whole_set(manifest: Manifest) -> Dataset:
@@ -141,9 +162,10 @@ def _file_splits(manifest: Manifest, names: list[str]) -> Splits:
         whole = parts["train"]
         drawn = group_split(_groups(manifest, whole, {}), (0.9, 0.1, 0.0), manifest.name)
         parts |= {"train": whole.select(drawn == 0), "val": whole.select(drawn == 1)}
-        notes = (
-            f"train and val are divided by us: nine tenths and one tenth of the official {scheme.divide}",
-        )
+        if scheme.official:
+            notes = (
+                f"train and val are divided by us: nine tenths and one tenth of the official {scheme.divide}",
+            )
     missing = any(
         manifest.files[key].part_of or any(f.contains == key for f in manifest.files.values())
         for key in keys.values()

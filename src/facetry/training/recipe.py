@@ -43,6 +43,9 @@ class DataOptions(BaseModel):
         default=None, description="crystals of train and val, or one number for each of train, val, test"
     )
     fold: int | None = Field(default=None, ge=0, description="which official fold, from 0")
+    divide: str | None = Field(
+        default=None, description="named set: the official file that trains and validates, 'val' for instance"
+    )
     seed: int = Field(default=0, ge=0, description="of the draw that limit makes, and of an own random split")
     tasks: dict[str, Literal["regression", "binary", "multiclass"]] | None = Field(
         default=None, description="own data: what a column is, where its cells do not say it"

@@ -158,7 +158,9 @@ def load_data(recipe: Recipe) -> Splits:
     data = recipe.data
     own = {"tasks": data.tasks, "classes": data.classes, "group": data.group, "fractions": data.fractions}
     own = {key: value for key, value in own.items() if value is not None}  # a named set takes none of them
-    return dataset(data.name, data.target, limit=data.limit, seed=data.seed, fold=data.fold, **own)
+    return dataset(
+        data.name, data.target, limit=data.limit, seed=data.seed, fold=data.fold, divide=data.divide, **own
+    )
 
 
 def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel:
