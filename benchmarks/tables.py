@@ -1,6 +1,6 @@
 """The tables of the README, made from what benchmarks and runs left: `python -m benchmarks.tables`.
 
-accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of all folds or seeds
+accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of folds or seeds
 classes    those of them that tell classes
 cleaning   benchmarks/cleaning/*.json
 speed      benchmarks/speed/results/*.json
@@ -86,7 +86,7 @@ def classes() -> str:
     for row, names, receipts in _runs(classes=True):
         (receipt,) = receipts
         found = receipt["metrics"]["test"][0]
-        v = {key: f"{found[key][0]:.3f}" for key in (*METALS, "calibration_error")}
+        v = {key: f"{found[key][0]:.3f}" for key in ("accuracy", "roc_auc", "calibration_error", *METALS)}
         cells = (
             row["data"],
             row["model"],
@@ -139,7 +139,8 @@ def filled(text: str) -> str:
     tables = {"accuracy": accuracy, "classes": classes, "cleaning": cleaning, "speed": speed}
     for name, make in tables.items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(pattern, lambda m, t=make(): f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+        table = make()
+        text, count = re.subn(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
         if count != 1:
             raise SystemExit(f"README.md: expected one table '{name}' between its markers, found {count}")
     return text
