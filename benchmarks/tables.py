@@ -1,6 +1,8 @@
 """The tables of the README, made from what benchmarks and runs left: `python -m benchmarks.tables`.
 
-accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of all folds
+accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of folds or seeds
+classes    those of them that tell classes
+cleaning   benchmarks/cleaning/*.json
 speed      benchmarks/speed/results/*.json
 """
 
@@ -15,7 +17,41 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 README = ROOT.parent / "README.md"
-ORDER = ("cif", "graph", "comformer", "lattice_attention", "command_line")
+ORDER = ("cif", "graph", "voronoi", "comformer", "lattice_attention", "ecn", "command_line")
+METALS = (
+    "accuracy",
+    "roc_auc",
+    "recall[metal]",
+    "precision[metal]",
+    "recall[insulator]",
+    "precision[insulator]",
+)
+
+
+def _runs(classes: bool) -> list[tuple[dict, list[str], list[dict]]]:
+    """Each row of the folder with the names of its receipts and what they say."""
+    found = []
+    for path in sorted((ROOT / "accuracy").glob("*.toml")):
+        row = tomllib.loads(path.read_text())
+        if (row.get("task") == "classification") == classes:
+            names = row.get("receipts") or [row["receipt"]]
+            found.append((row, names, [json.loads((ROOT / "accuracy" / n).read_text()) for n in names]))
+    return found
+
+
+def _effort(row: dict, receipts: list[dict]) -> str:
+    """What kind of run it was, how long it took and on what."""
+    hardware = receipts[0]["hardware"]
+    minutes = sum(receipt["seconds"] for receipt in receipts) / 60
+    threads = f"{hardware['threads']} thread{'s' if hardware['threads'] > 1 else ''}"
+    return f"{row['run']}; {minutes:.0f} min on {threads} of {hardware['cpu']}"
+
+
+def _links(names: list[str]) -> str:
+    return ", ".join(
+        f"[{'receipt' if len(names) == 1 else number}](benchmarks/accuracy/{name})"
+        for number, name in enumerate(names)
+    )
 
 
 def accuracy() -> str:
@@ -24,33 +60,56 @@ def accuracy() -> str:
         "| set, target | model | test MAE | 95 % interval | published | run | receipt |",
         "|---|---|---|---|---|---|---|",
     ]
-    for path in sorted((ROOT / "accuracy").glob("*.toml")):
-        row = tomllib.loads(path.read_text())
-        names = row.get("receipts") or [row["receipt"]]
-        receipts = [json.loads((ROOT / "accuracy" / name).read_text()) for name in names]
+    for row, names, receipts in _runs(classes=False):
         scores = [receipt["metrics"]["test"][0]["mae"] for receipt in receipts]
         digits, unit = row.get("digits", 4), row["unit"]
         value = f"{statistics.mean(score[0] for score in scores):.{digits}f}"
         if len(scores) > 1:
             value += f" ± {statistics.stdev(score[0] for score in scores):.{digits}f}"
-            spread = f"{len(scores)} folds"
+            spread = f"{len(scores)} {row.get('over', 'folds')}"
         else:
             spread = f"{scores[0][1]:.{digits}f} to {scores[0][2]:.{digits}f}"
         published = ", ".join(f"{name} {value}" for name, value in row.get("published", {}).items())
-        hardware = receipts[0]["hardware"]
-        minutes = sum(receipt["seconds"] for receipt in receipts) / 60
-        run = (
-            f"{row['run']}; {minutes:.0f} min on {hardware['threads']} thread"
-            f"{'s' if hardware['threads'] > 1 else ''} of {hardware['cpu']}"
-        )
-        links = ", ".join(
-            f"[{'receipt' if len(names) == 1 else number}](benchmarks/accuracy/{name})"
-            for number, name in enumerate(names)
-        )
         lines.append(
             f"| {row['data']} | {row['model']} | {value} {unit} | {spread} | {published or 'none'} |"
-            f" {run} | {links} |"
+            f" {_effort(row, receipts)} | {_links(names)} |"
         )
+    return "\n".join(lines)
+
+
+def classes() -> str:
+    """One line a classifier of metals and insulators."""
+    heads = (
+        "accuracy | ROC-AUC | metals: recall, precision | insulators: recall, precision | calibration error"
+    )
+    lines = [f"| set | model | {heads} | run | receipt |", "|" + "---|" * 9]
+    for row, names, receipts in _runs(classes=True):
+        (receipt,) = receipts
+        found = receipt["metrics"]["test"][0]
+        v = {key: f"{found[key][0]:.3f}" for key in ("accuracy", "roc_auc", "calibration_error", *METALS)}
+        cells = (
+            row["data"],
+            row["model"],
+            v["accuracy"],
+            v["roc_auc"],
+            f"{v['recall[metal]']}, {v['precision[metal]']}",
+            f"{v['recall[insulator]']}, {v['precision[insulator]']}",
+            v["calibration_error"],
+            _effort(row, receipts),
+            _links(names),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cleaning() -> str:
+    """One column a set: how many crystals are left after each stage."""
+    found = [json.loads(path.read_text()) for path in sorted((ROOT / "cleaning").glob("*.json"))]
+    titles = [f"[{r['set']}](benchmarks/cleaning/{r['set']}.json)" for r in found]
+    lines = [f"| stage | {' | '.join(titles)} |", f"|---|{'---|' * len(found)}"]
+    for stages in zip(*(r["stages"] for r in found), strict=True):
+        counts = " | ".join(str(stage["count"]) for stage in stages)
+        lines.append(f"| {stages[0]['key']}: {stages[0]['what']} | {counts} |")
     return "\n".join(lines)
 
 
@@ -77,8 +136,10 @@ def speed() -> str:
 
 def filled(text: str) -> str:
     """The README with its tables as they should be."""
-    for name, table in (("accuracy", accuracy()), ("speed", speed())):
+    tables = {"accuracy": accuracy, "classes": classes, "cleaning": cleaning, "speed": speed}
+    for name, make in tables.items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        table = make()
         text, count = re.subn(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
         if count != 1:
             raise SystemExit(f"README.md: expected one table '{name}' between its markers, found {count}")

@@ -72,7 +72,7 @@ def settings() -> str:
             model["k"],
             model.get("channels", 256),
             f"{training['learning_rate']:g}",
-            training["loss"],
+            training.get("loss", "cross entropy"),
             training["schedule"],
             training["epochs"],
             training.get("published_epochs", ""),
@@ -94,7 +94,7 @@ def lattice_settings() -> str:
             model.get("angles", "default") if framed else "",
             f"{training['learning_rate']:g}",
             training["schedule"],
-            training["loss"],
+            training.get("loss", "cross entropy"),
             training["batch_size"],
             training["epochs"],
             f"{training['averaging_epochs']} epochs"
@@ -110,7 +110,12 @@ def baseline_settings() -> str:
     columns = ("recipe", "rate", "loss", "schedule", "batch", "epochs", "published epochs")
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for name, _, training in (r for family in ("cgcnn", "megnet", "schnet") for r in _recipes(family)):
-        cells = (f"`{name}`", f"{training['learning_rate']:g}", training["loss"], training["schedule"])
+        cells = (
+            f"`{name}`",
+            f"{training['learning_rate']:g}",
+            training.get("loss", "cross entropy"),
+            training["schedule"],
+        )
         cells += (training["batch_size"], training["epochs"], training.get("published_epochs", ""))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -126,7 +131,7 @@ def cell_settings() -> str:
             model.get("group", "s8"),
             model.get("graph", "voronoi"),
             f"{training['learning_rate']:g}",
-            training["loss"],
+            training.get("loss", "cross entropy"),
             training["schedule"],
             training["batch_size"],
             training["epochs"],

@@ -96,6 +96,7 @@ VARIANTS = {  # beside the defaults; a model without options of its own brings n
             for f in ("continuous", "static", "weighted_pca", "pca", "lattice")
         ],
     ],
+    "ecn": [{"group": "p1"}, {"group": "bravais"}, {"break_symmetry": False}, {"edge_fn": "per_colour"}],
     "schnet": [{"smooth": False}],
 }
 

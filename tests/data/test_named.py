@@ -321,3 +321,10 @@ def test_columns_of_cells_of_numbers_are_what_pyarrow_says(real):
     table = pq.read_table(real / "perov5" / "train.parquet")
     mean = pc.mean(table["heat_all"]).as_py()
     assert dataset("perov5").train.targets.mean() == pytest.approx(mean, rel=1e-12)
+
+
+def test_a_complete_part_trains_where_the_training_part_is_missing(real):
+    data = dataset("mp20", target="insulator", parts={"train": "val", "val": "train"})
+    assert [len(part) for part in data.parts.values()] == [9047, 1000, 9046]
+    assert not data.official
+    assert any("train is val" in note for note in data.notes)

@@ -22,7 +22,7 @@ from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from facetry.elements import COVALENT_RADII, SYMBOLS
@@ -42,6 +42,7 @@ LEAST_FACE = 1e-6  # Å²; smaller faces of a Voronoi cell are an edge or a corn
 SAME_SIGNATURE = 1e-9
 _WRAP = 2.7182e-4  # an atom so close to the upper face of the cell belongs to the lower; no likely decimal
 _ROUNDS = 3
+_NEAR = 2.0  # times the cube root of the volume of an atom: how far the first tessellation looks
 _AT_ONCE = 1 << 20  # edges times descriptions
 
 
@@ -116,10 +117,25 @@ class Voronoi(CellGraph):
         reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
         pairs = neighbors.pairs_within(batch, reach)
         neighbors.check_distinct(batch, pairs, names)
-        center, neighbor, image, open_cells = _bonds(batch, pairs.neighbor, pairs.image, self.slack)
-        if bool(open_cells.any()):
-            again = torch.nonzero(open_cells)[:, 0]
-            center, neighbor, image = self._retry(batch, pairs, again, (center, neighbor, image), names)
+        # points near the atoms suffice where no corner of a cell is farther than half of their distance
+        near = _NEAR * (torch.linalg.det(batch.lattice.detach()).abs() / batch.num_atoms) ** (1 / 3)
+        near = near.clamp(max=self.cutoff)
+        chosen = pairs.distance <= near[batch.crystal_index[pairs.center]]
+        *found, reach = _bonds(batch, pairs.neighbor[chosen], pairs.image[chosen], self.slack)
+        unsure = torch.nonzero((2 * reach > near) & (near < self.cutoff) | reach.isinf())[:, 0]
+        if len(unsure):
+            found, reach = self._again(batch, pairs, unsure, found, 1)
+        still_open = torch.nonzero(reach.isinf())[:, 0]
+        if len(still_open):
+            found, reach = self._again(batch, pairs, still_open, found, 2)
+        if bool(reach.isinf().any()):
+            crystal = int(torch.nonzero(reach.isinf())[0, 0])
+            raise GraphError(
+                f"{_name(names, crystal)}: an open Voronoi cell: some atom has nothing on one side within"
+                f" {self.cutoff:g} Å; expected a crystal without large gaps; leave out slabs and molecules in"
+                " boxes, or use a radius graph"
+            )
+        center, neighbor, image = found
         order = torch.argsort(center, stable=True)
         center, neighbor, image = center[order], neighbor[order], image[order]
         counts = neighbors.edge_counts(batch, center)
@@ -128,34 +144,29 @@ class Voronoi(CellGraph):
             _check_bonds(batch, names)
         return batch
 
-    def _retry(
+    def _again(
         self,
         batch: Batch,
         pairs: neighbors.Pairs,
         again: Int[Tensor, " crystals_again"],
-        found: tuple[Tensor, Tensor, Tensor],
-        names: Sequence[str],
-    ) -> tuple[Tensor, ...]:
-        """The bonds, with those of some crystals from a tessellation around all atoms of the supercell."""
+        found: Sequence[Tensor],
+        copies: int,
+    ) -> tuple[tuple[Tensor, ...], Float[Tensor, " crystals"]]:
+        """The bonds, with those of some crystals from all points within the cutoff of the atoms of so many
+        cells along each axis; and the reach of these crystals, 0 for the others."""
         part = neighbors.bare(batch).select(again)
         atoms = ranges(offsets(batch.num_atoms)[:-1][again], part.num_atoms)
         local = torch.full((len(batch.frac_coords),), -1, dtype=torch.int64, device=batch.device)
         local[atoms] = torch.arange(len(atoms), device=batch.device)
         mine = local[pairs.center] >= 0
-        cells = torch.from_numpy(cell_offsets(2)).to(batch.device)
+        cells = torch.from_numpy(cell_offsets(copies)).to(batch.device)
         image = (pairs.image[mine][:, None] + cells).reshape(-1, 3)
-        neighbor = local[pairs.neighbor[mine]].repeat_interleave(8)
-        *bonds, still_open = _bonds(part, neighbor, image, self.slack, supercell=True)
-        if bool(still_open.any()):
-            crystal = int(again[torch.nonzero(still_open)[0, 0]])
-            raise GraphError(
-                f"{_name(names, crystal)}: an open Voronoi cell: some atom has nothing on one side within"
-                f" {self.cutoff:g} Å; expected a crystal without large gaps; leave out slabs and molecules in"
-                " boxes, or use a radius graph"
-            )
+        neighbor = local[pairs.neighbor[mine]].repeat_interleave(len(cells))
+        *bonds, part_reach = _bonds(part, neighbor, image, self.slack, copies)
         rest = local[found[0]] < 0
         new = (atoms[bonds[0]], atoms[bonds[1]], bonds[2])
-        return tuple(torch.cat([old[rest], more]) for old, more in zip(found, new, strict=True))
+        reach = part_reach.new_zeros(len(batch)).index_copy(0, again, part_reach)
+        return tuple(torch.cat([old[rest], more]) for old, more in zip(found, new, strict=True)), reach
 
 
 def _name(names: Sequence[str], crystal: int) -> str:
@@ -191,11 +202,11 @@ def _bonds(
     neighbor: Int[Tensor, " pairs"],
     image: Int[Tensor, "pairs 3"],
     slack: float,
-    supercell: bool = False,
-) -> tuple[Int[Tensor, " edges"], Int[Tensor, " edges"], Int[Tensor, "edges 3"], Bool[Tensor, " crystals"]]:
-    """Bonds among atoms and the given images, and which crystals have an open or missing Voronoi cell.
-
-    With `supercell` the Voronoi cells of all atoms of the 2 x 2 x 2 supercell must be closed.
+    copies: int = 1,
+) -> tuple[Int[Tensor, " edges"], Int[Tensor, " edges"], Int[Tensor, "edges 3"], Float[Tensor, " crystals"]]:
+    """Bonds among atoms and the given images, and the largest distance (Å) from an atom of each crystal to a
+    corner of its Voronoi cell: infinite where a cell is open or missing, among those of the atoms in so many
+    cells along each axis.
     """
     atoms = len(batch.frac_coords)
     own = np.zeros((atoms, 4), dtype=np.int64)
@@ -205,7 +216,7 @@ def _bonds(
     key = np.unique(np.ravel_multi_index((rows - low).T, high - low + 1))
     points = np.stack(np.unravel_index(key, high - low + 1), 1) + low
     atom, shift = points[:, 0], points[:, 1:]
-    home = ((shift >= 0) & (shift < (2 if supercell else 1))).all(1)
+    home = ((shift >= 0) & (shift < copies)).all(1)
     first = (shift == 0).all(1)
     crystal_of = batch.crystal_index.cpu().numpy()
     # the cell in a fixed orientation: how the crystal is turned must not decide about degenerate corners
@@ -220,18 +231,18 @@ def _bonds(
     lowest = np.minimum.reduceat(corner, start[:-1]) if len(size) else size
     seen = np.zeros(len(points), dtype=bool)
     seen[ends.ravel()] = True
-    open_cells = np.zeros(len(batch), dtype=bool)
-    open_cells[crystal_of[atom[home & ~seen]]] = True
-    open_cells[crystal_of[atom[ends[touches & (lowest < 0), 0]]]] = True
+    reach = _reach(cart, corners, corner, start, np.flatnonzero(touches), ends, crystal_of[atom], len(batch))
+    reach[crystal_of[atom[home & ~seen]]] = np.inf
+    reach[crystal_of[atom[ends[touches & (lowest < 0), 0]]]] = np.inf
 
     radius = np.array(COVALENT_RADII)[batch.atomic_numbers.cpu().numpy()]
     distance = np.linalg.norm(cart[ends[:, 0]] - cart[ends[:, 1]], axis=1)
-    keep = first[ends].any(1) & (lowest >= 0) & ~open_cells[crystal_of[atom[ends[:, 0]]]]
+    keep = first[ends].any(1) & (lowest >= 0) & np.isfinite(reach[crystal_of[atom[ends[:, 0]]]])
     keep &= distance <= radius[atom[ends]].sum(1) + slack
     keep[keep] = _areas(corners, corner, start, np.flatnonzero(keep)) > LEAST_FACE
     both = np.concatenate([ends[keep], ends[keep][:, ::-1]])
     both = both[first[both[:, 0]]]
-    result = (atom[both[:, 0]], atom[both[:, 1]], shift[both[:, 1]], open_cells)
+    result = (atom[both[:, 0]], atom[both[:, 1]], shift[both[:, 1]], reach)
     return tuple(torch.from_numpy(x).to(batch.device) for x in result)
 
 
@@ -260,6 +271,28 @@ def _tessellate(
         none = np.zeros(0, dtype=np.int64)
         return none.reshape(0, 2), none, none, np.zeros((0, 3))
     return np.concatenate(ends), np.concatenate(size), np.concatenate(corner), np.concatenate(corners)
+
+
+def _reach(
+    cart: Float[np.ndarray, "points 3"],
+    corners: Float[np.ndarray, "corners 3"],
+    corner: Int[np.ndarray, " items"],
+    start: Int[np.ndarray, " faces_plus_one"],
+    chosen: Int[np.ndarray, " chosen"],
+    ends: Int[np.ndarray, "faces 2"],
+    crystal: Int[np.ndarray, " points"],
+    crystals: int,
+) -> Float[np.ndarray, " crystals"]:
+    """Largest distance (Å) from an atom to a corner of its cell. Both ends of a face are equally far from its
+    corners. Corners at infinity are left to the caller."""
+    reach = np.zeros(crystals)
+    if len(chosen):
+        count = start[chosen + 1] - start[chosen]
+        begin = np.cumsum(count) - count
+        item = corner[np.arange(count.sum()) + np.repeat(start[chosen] - begin, count)]
+        away = np.linalg.norm(corners[item] - np.repeat(cart[ends[chosen, 0]], count, axis=0), axis=1)
+        np.maximum.at(reach, crystal[ends[chosen, 0]], np.maximum.reduceat(away, begin))
+    return reach
 
 
 def _areas(
