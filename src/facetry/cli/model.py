@@ -175,6 +175,10 @@ def evaluate(
     noise: Annotated[
         float | None, typer.Option(min=0, help="σ for a relaxing model [that of the training].")
     ] = None,
+    calculator: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:CLASS", help="ASE calculator: energies for a relaxing model, too."),
+    ] = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -188,6 +192,7 @@ def evaluate(
     facetry evaluate runs/a --data perov5 --split test
     facetry evaluate runs/a --data my_folder --split all -o results
     """
+    from facetry.evaluation.energy import load_calculator
     from facetry.evaluation.plots import cell_plot
     from facetry.evaluation.report import target_plot, write_report
     from facetry.tasks.evaluate import evaluate as score
@@ -199,7 +204,9 @@ def evaluate(
     assert card is not None
     labelled = _divided_as_trained(model, data, target) or data or _training_data(model, card)
     place = choose_device(device)
-    scores = score(network, labelled, split, target, batch_size, place, seed, fold=fold, noise=noise)
+    energy = None if calculator is None else load_calculator(calculator)
+    chosen = {"fold": fold, "noise": noise, "calculator": energy}
+    scores = score(network, labelled, split, target, batch_size, place, seed, **chosen)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "scores.json").write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")

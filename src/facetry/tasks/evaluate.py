@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from facetry.card import Target
+from facetry.crystal import Crystal, CrystalError
+from facetry.evaluation.energy import energy_gains
 from facetry.evaluation.metrics import RESAMPLES, Scores
-from facetry.evaluation.relaxation import RelaxScores, relax_scores
-from facetry.models.base import LatticeModel
+from facetry.evaluation.relaxation import Cells, RelaxScores, relax_scores
+from facetry.graph.batch import Batch
+from facetry.models.base import LatticeModel, Relaxation
 from facetry.tasks.inference import Limits, evaluating, run
 from facetry.tasks.predict import Translator, as_model, outputs_and_distance
 from facetry.tasks.sources import items_of
 from facetry.training.recipe import RelaxOptions, make_relax_options
+from facetry.training.relaxing import Disturbed, piece_of_cells, relaxed_pieces
 from facetry.training.scores import score_targets
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ def evaluate(
     resamples: int = RESAMPLES,
     fold: int | None = None,
     noise: float | int | None = None,
+    calculator: Any = None,
 ) -> Scores | RelaxScores:
     """Scores of a trained model on labelled crystals, each with a 95 % bootstrap interval.
 
@@ -52,6 +57,7 @@ def evaluate(
         fold: of a set that is evaluated by cross-validation.
         noise: for a model that relaxes crystals: another σ than that of its training; 0 tells how far it
             moves crystals that are at rest.
+        calculator: for a model that relaxes crystals: an ASE calculator, for energies before and after.
 
     Regression: mae, rmse (in the target's unit), r2, coverage of the 90 % interval. Classification: accuracy,
     balanced accuracy, precision, recall and F1 per class, ROC-AUC, calibration error. A model that relaxes
@@ -65,9 +71,10 @@ def evaluate(
         if target is not None:
             raise ValueError(f"target: {network.name} relaxes crystals and has no target; leave it out")
         part = labelled_part(data, split, [], fold, {})
-        return evaluate_relaxing(network, part.crystals, batch_size, device, seed, resamples, noise)
-    if noise is not None:
-        raise ValueError("noise: for models that relax crystals only; leave it out")
+        options = (batch_size, device, seed, resamples, noise, calculator)
+        return evaluate_relaxing(network, part.crystals, *options)
+    if noise is not None or calculator is not None:
+        raise ValueError("noise and calculator: for models that relax crystals only; leave them out")
     if network.card is None:
         raise ValueError("evaluate needs a trained model, this one has no targets; train it first")
     targets = network.card.targets
@@ -98,19 +105,80 @@ def evaluate_relaxing(
     seed: int = 0,
     resamples: int = RESAMPLES,
     noise: float | int | None = None,
+    calculator: Any = None,
 ) -> RelaxScores:
     """How much of the disturbance of its training a model undoes on these crystals."""
-    from facetry.training.relaxing import Disturbed, relaxed_cells
-
     options = learned_task(model, noise)
+    if calculator is not None and options.task == "reconstruct":
+        raise ValueError("calculator: a cube of 1 Å has no energy to compare with; leave it out")
     source = Disturbed(model, crystals, options)
+    cells, structures = [], []
+    for given, true, found in _disturbed_pieces(model, source, len(crystals), batch_size, device):
+        cells.append(piece_of_cells(given, true, found, options.task))
+        if calculator is not None:
+            structures.append(_as_crystals(given, true, found))
+    extra = {}
+    if calculator is not None:
+        before, after, right = ([c for piece in structures for c in piece[i]] for i in range(3))
+        extra = energy_gains(before, after, right, calculator)
+    scores = relax_scores(Cells.concatenate(cells), options.task, seed, resamples, extra, source.names)
+    return replace(scores, failed=scores.failed + len(source.skipped))
+
+
+def disturbed_crystals(
+    model: LatticeModel,
+    crystals: Sequence,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    noise: float | int | None = None,
+) -> tuple[list[Crystal], list[Crystal], list[Crystal]]:
+    """Crystals with the noise that `evaluate` puts on them, what the model makes of these, the true ones."""
+    options = learned_task(model, noise)
+    lists: tuple[list[Crystal], list[Crystal], list[Crystal]] = ([], [], [])
+    source, first = Disturbed(model, crystals, options), 0
+    for piece in _disturbed_pieces(model, source, len(crystals), batch_size, device):
+        for into, found in zip(lists, _as_crystals(*piece), strict=True):
+            names = source.names[first : first + len(found)]
+            into.extend(c.replace(name=name) for c, name in zip(found, names, strict=True))
+        first += len(piece[0])
+    return lists
+
+
+def _disturbed_pieces(
+    model: LatticeModel,
+    source: Disturbed,
+    count: int,
+    batch_size: int | None,
+    device: str | torch.device | None,
+) -> Iterator[tuple[Batch, Batch, Relaxation]]:
     if not len(source):
-        raise ValueError(f"none of the {len(crystals)} crystals can be used: {source.skipped[0][1]}")
+        raise ValueError(f"none of the {count} crystals can be used: {source.skipped[0][1]}")
     with evaluating(model, device) as place:
         size = Limits.for_device(place, batch_size).crystals
-        cells = relaxed_cells(model, source.to(place), size, place)
-    scores = relax_scores(cells, options.task, seed, resamples, names=source.names)
-    return replace(scores, failed=scores.failed + len(source.skipped))
+        for _, given, true, found in relaxed_pieces(model, source.to(place), size, place):
+            yield given, true, found
+
+
+def _as_crystals(given: Batch, true: Batch, found: Relaxation) -> tuple[list[Crystal], ...]:
+    """Crystals of one batch before, after and as they are; those without an answer stay as before."""
+    counts = given.num_atoms.tolist()
+    numbers = given.atomic_numbers.cpu().split(counts)
+    ends = (
+        (given.lattice, given.frac_coords),
+        (found.lattices[-1], found.frac_coords[-1]),
+        (true.lattice, true.frac_coords),
+    )
+    lists: list[list[Crystal]] = []
+    for lattice, frac in ends:
+        parts = zip(lattice.double().cpu(), frac.double().cpu().split(counts), numbers, strict=True)
+        crystals = []
+        for row, (cell, coords, elements) in enumerate(parts):
+            try:
+                crystals.append(Crystal(cell.numpy(), coords.numpy(), elements.numpy()))
+            except CrystalError:  # not finite, or flat
+                crystals.append(lists[0][row])
+        lists.append(crystals)
+    return tuple(lists)
 
 
 def learned_task(model: LatticeModel, noise: float | int | None = None) -> RelaxOptions:

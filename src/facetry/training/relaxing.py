@@ -107,7 +107,6 @@ def relaxation_loss(
     return loss + options.position_weight * (mean / true.num_atoms).mean()
 
 
-@torch.no_grad()
 def relaxed_pieces(
     model: LatticeModel,
     source: Disturbed,
@@ -121,12 +120,16 @@ def relaxed_pieces(
     noise = source.noise(source.options.noise_seed)
     was_training = model.training
     model.eval()
-    for number, rows in enumerate(source.pieces(batch_size, device)):
-        if number % world == rank:
-            own = noise.select(torch.from_numpy(rows), source.atoms(rows))
-            given, true = source.task(rows, device, own)
-            yield number, given, true, model(given)
-    model.train(was_training)
+    try:
+        for number, rows in enumerate(source.pieces(batch_size, device)):
+            if number % world == rank:
+                own = noise.select(torch.from_numpy(rows), source.atoms(rows))
+                given, true = source.task(rows, device, own)
+                with torch.no_grad():
+                    found = model(given)
+                yield number, given, true, found
+    finally:
+        model.train(was_training)
 
 
 def relaxed_cells(
