@@ -20,7 +20,9 @@ Departures:
 - triplets are pairs of edges that leave one atom, as in the published code;
 - a half of the symmetrised ket-bra field, which the paper omits;
 - `positions=True` moves atoms too: x_i ← x_i + mean_γ w_γ (x_j + image - x_i), without the mean over the
-  atoms of the crystal; it starts with hundredfold smaller weights.
+  atoms of the crystal; its last weights start a hundred times smaller;
+- the last weights of what acts on the lattice start ten times smaller, since a random deformation must first
+  be unlearned: after 120 steps on 16 cells 14 % of the error are left instead of 45 %, each at the better of two rates.
 """
 
 from __future__ import annotations
@@ -183,9 +185,10 @@ class Deformation(nn.Module):
         self.edges = EdgeHead(channels, 1) if fields.edge else None
         self.pairs = TripletHead(channels, len(fields.triplet)) if fields.triplet else None
         self.moves = EdgeHead(channels, 1) if positions else None
-        if self.moves is not None:
-            with torch.no_grad():
-                self.moves.last.weight.mul_(0.01)
+        with torch.no_grad():  # starts near the lattice and the positions that are given
+            for head, share in ((self.edges, 0.1), (self.pairs, 0.1), (self.moves, 0.01)):
+                if head is not None:
+                    head.last.weight.mul_(share)
 
 
 class EMPNN(LatticeModel):
