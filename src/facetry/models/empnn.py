@@ -22,7 +22,8 @@ Departures:
 - `positions=True` moves atoms too: x_i ← x_i + mean_γ w_γ (x_j + image - x_i), without the mean over the
   atoms of the crystal; its last weights start a hundred times smaller;
 - the last weights of what acts on the lattice start ten times smaller, since a random deformation must first
-  be unlearned: after 120 steps on 16 cells 14 % of the error are left instead of 45 %, each at the better of two rates.
+  be unlearned: after 120 steps on 16 cells 14 % of the error are left instead of 45 %, each at the better of
+  two rates.
 """
 
 from __future__ import annotations
