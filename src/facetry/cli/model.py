@@ -156,10 +156,21 @@ def _report_of_run(run: Any) -> tuple[Any, Path]:
     test = load_data(load_recipe(run.folder / "recipe.toml")).test
     if run.model.job == "predict":
         test = test.select(test.labelled)
-    scores = None
+    scores, examples = None, []
     if len(test):
         scores = score(run.model, test)
-    return scores, write_report(run.folder, scores, split="test")
+        examples = _examples(run.model, test)
+    return scores, write_report(run.folder, scores, split="test", examples=examples)
+
+
+def _examples(network: Any, part: Any, most: int = 4) -> list[tuple[Any, Any, Any]]:
+    """A few crystals (true, disturbed, relaxed) of a model that relaxes disturbed crystals."""
+    from facetry.tasks.evaluate import disturbed_crystals
+
+    if network.job != "relax" or network.card.relax["task"] == "reconstruct":
+        return []
+    before, after, true = disturbed_crystals(network, part.select(slice(most)).crystals)
+    return list(zip(true, before, after, strict=True))
 
 
 def evaluate(
@@ -220,7 +231,12 @@ def evaluate(
             for number, target_scores in enumerate(scores.targets):
                 name = "parity.png" if len(scores.targets) == 1 else f"parity_{target_scores.target}.png"
                 (out / name).write_bytes(target_plot(scores, number))
-        write_report(out, scores, split=split, model_folder=_folder_of(model))
+        examples = []
+        if network.job == "relax":
+            from facetry.tasks.evaluate import labelled_part
+
+            examples = _examples(network, labelled_part(labelled, split, [], fold, {}))
+        write_report(out, scores, split=split, model_folder=_folder_of(model), examples=examples)
     if as_json:
         name = data or labelled.name
         print(json.dumps(scores.to_dict() | {"model": model, "data": str(name), "split": split}))

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page about a model. No script, nothing is fetched."""
+"""report.html: one self-contained page about a model. Nothing is fetched; scripts only draw crystals."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from facetry._version import __version__
+from facetry.crystal import Crystal
+from facetry.evaluation.crystal_view import POLICY, crystal_view
 from facetry.evaluation.metrics import Estimate, Scores, TargetScores
 from facetry.evaluation.plots import cell_plot, learning_plot, parity_plot, reliability_plot, target_plot
 from facetry.evaluation.relaxation import UNITS, RelaxScores
@@ -76,6 +78,13 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .6r
   overflow-x: auto; font-size: .82rem; line-height: 1.45; }
 details summary { cursor: pointer; color: var(--accent); }
 .bad { color: var(--bad); }
+.crystals { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .9rem; }
+.crystal { position: relative; height: 18rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: .6rem; overflow: hidden; }
+figcaption { color: var(--soft); font-size: .85rem; margin-top: .3rem; }
+.choose button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
+  border-radius: .4rem; padding: .12rem .6rem; margin: 0 .4rem .4rem 0; cursor: pointer; }
+.choose button[aria-pressed="true"] { background: var(--accent); color: var(--paper); }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 """
 
@@ -87,13 +96,15 @@ def write_report(
     split: str = "test",
     model_folder: str | Path | None = None,
     predictions: Sequence[Any] = (),
+    examples: Sequence[tuple[Crystal, Crystal, Crystal]] = (),
     title: str = "",
 ) -> Path:
     """Write `folder`/report.html and return its path.
 
     Shows what is there: scores and plots, the learning curve (metrics.csv), the data, the worst predictions,
-    recipe.toml and receipt.json of `model_folder` (default: `folder`), and `predictions` on further
-    structures. Everything is inside the one file; it opens without a network.
+    recipe.toml and receipt.json of `model_folder` (default: `folder`), `predictions` on further structures,
+    and `examples` of relaxed crystals (true, disturbed, relaxed) to turn with the mouse. Everything is inside
+    the one file; it opens without a network.
     """
     folder = Path(folder)
     source = Path(model_folder) if model_folder is not None else folder
@@ -112,6 +123,7 @@ def write_report(
         parts += _relax_sections(scores, split)
     elif scores is not None:
         parts += _score_sections(scores, split)
+    parts += crystal_view(examples)
     parts += _learning_section(source / "metrics.csv")
     if predictions:
         parts += ["<h2>Predictions on structure files</h2>", _prediction_table(predictions)]
@@ -126,6 +138,7 @@ def write_report(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             f"<title>{escape(heading)} · facetry</title><style>{_STYLE}</style></head><body>",
             *parts,
             f"<footer>written by facetry {escape(__version__)}</footer></body></html>\n",
