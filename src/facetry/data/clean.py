@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from facetry.card import Target
 from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset, Splits
+from facetry.graph.attempts import attempts
 from facetry.graph.batch import Batch
 from facetry.graph.bonds import Bonds, dimensionality
 from facetry.graph.builders import Builder, disconnected
@@ -309,16 +310,12 @@ def _chunks(crystals: CrystalTable, size: int = _CHUNK) -> list[Int[np.ndarray, 
 def _built(
     crystals: CrystalTable, builder: Builder, rows: Int[np.ndarray, " rows"], reasons: list[str | None]
 ) -> Iterator[tuple[Int[np.ndarray, " good"], Batch]]:
-    """Batches of rows with their graphs, in halves where some fail; one that fails alone gets the reason."""
-    try:
-        yield rows, builder(crystals.select(rows))
-    except GraphError as error:
-        if len(rows) == 1:
-            reasons[int(rows[0])] = str(error)
-            return
-        half = len(rows) // 2
-        yield from _built(crystals, builder, rows[:half], reasons)
-        yield from _built(crystals, builder, rows[half:], reasons)
+    """Batches of rows with their graphs; one that fails gets the reason."""
+
+    def refuse(row: int, error: Exception) -> None:
+        reasons[row] = str(error)
+
+    return attempts(lambda rows: builder(crystals.select(rows)), rows, refuse, GraphError)
 
 
 def _flat(crystals: CrystalTable, builder: Builder) -> list[str | None]:

@@ -51,7 +51,10 @@ class Builder:
             chosen = crystals[first : first + _CHUNK]
             names = getattr(chosen, "names", None)  # a table knows them without making crystals
             names = [c.name for c in chosen] if names is None else [str(n) for n in names]
-            parts.append(self.build(Batch.from_crystals(chosen), names))
+            try:
+                parts.append(self.build(Batch.from_crystals(chosen), names))
+            except GraphError as error:
+                raise error.shifted(first) from None
         return Batch.collate(parts)
 
     def build(self, batch: Batch, names: Sequence[str]) -> Batch:

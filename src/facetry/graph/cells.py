@@ -129,12 +129,12 @@ class Voronoi(CellGraph):
         if len(still_open):
             found, reach = self._again(batch, pairs, still_open, found, 2)
         if bool(reach.isinf().any()):
-            crystal = int(torch.nonzero(reach.isinf())[0, 0])
-            raise GraphError(
-                f"{_name(names, crystal)}: an open Voronoi cell: some atom has nothing on one side within"
-                f" {self.cutoff:g} Å; expected a crystal without large gaps; leave out slabs and molecules in"
-                " boxes, or use a radius graph"
+            reason = (
+                f"an open Voronoi cell: some atom has nothing on one side within {self.cutoff:g} Å; expected"
+                " a crystal without large gaps; leave out slabs and molecules in boxes, or use a radius graph"
             )
+            open_cells = torch.nonzero(reach.isinf())[:, 0].tolist()
+            raise GraphError.of({crystal: f"{_name(names, crystal)}: {reason}" for crystal in open_cells})
         center, neighbor, image = found
         order = torch.argsort(center, stable=True)
         center, neighbor, image = center[order], neighbor[order], image[order]
@@ -174,12 +174,13 @@ def _name(names: Sequence[str], crystal: int) -> str:
 
 
 def _check_radii(batch: Batch, names: Sequence[str]) -> None:
-    wrong = torch.nonzero(batch.atomic_numbers >= len(COVALENT_RADII))[:, 0]
+    wrong = torch.nonzero(batch.atomic_numbers >= len(COVALENT_RADII))[:, 0].flip(0)  # the first stays
     if len(wrong):
-        crystal, z = int(batch.crystal_index[wrong[0]]), int(batch.atomic_numbers[wrong[0]])
-        raise GraphError(
-            f"{_name(names, crystal)}: {SYMBOLS[z]} has no covalent radius; expected elements up to"
-            f" {SYMBOLS[len(COVALENT_RADII) - 1]} for Voronoi bonds; use a radius graph"
+        pairs = zip(batch.crystal_index[wrong].tolist(), batch.atomic_numbers[wrong].tolist(), strict=True)
+        last = SYMBOLS[len(COVALENT_RADII) - 1]
+        known = f"expected elements up to {last} for Voronoi bonds; use a radius graph"
+        raise GraphError.of(
+            {c: f"{_name(names, c)}: {SYMBOLS[z]} has no covalent radius; {known}" for c, z in pairs}
         )
 
 
@@ -319,14 +320,13 @@ def _check_bonds(batch: Batch, names: Sequence[str]) -> None:
     from scipy.sparse.csgraph import connected_components
 
     graph = batch.require_graph()
-    lonely = torch.nonzero(torch.bincount(graph.center, minlength=len(batch.frac_coords)) == 0)[:, 0]
-    if len(lonely):
-        crystal = int(batch.crystal_index[lonely[0]])
-        symbol = SYMBOLS[int(batch.atomic_numbers[lonely[0]])]
-        raise GraphError(
-            f"{_name(names, crystal)}: an atom of {symbol} has no bond; expected one at least; use a larger"
-            " slack or a radius graph, or leave this crystal out"
-        )
+    lonely = torch.nonzero(torch.bincount(graph.center, minlength=len(batch.frac_coords)) == 0)[:, 0].flip(0)
+    owners, numbers = batch.crystal_index[lonely].tolist(), batch.atomic_numbers[lonely].tolist()
+    reasons = {
+        crystal: f"{_name(names, crystal)}: an atom of {SYMBOLS[z]} has no bond; expected one at least; use a"
+        " larger slack or a radius graph, or leave this crystal out"
+        for crystal, z in zip(owners, numbers, strict=True)
+    }
     cells = np.arange(8)
     delta = cell_index(graph.image).cpu().numpy()
     center, neighbor = (t.cpu().numpy()[:, None] * 8 for t in (graph.center, graph.neighbor))
@@ -334,17 +334,18 @@ def _check_bonds(batch: Batch, names: Sequence[str]) -> None:
     nodes = 8 * len(batch.frac_coords)
     links = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(nodes, nodes))
     parts, label = connected_components(links, directed=False)
-    if parts == len(batch):
-        return
-    owner = np.repeat(batch.crystal_index.cpu().numpy(), 8)
-    first = np.full(len(batch), -1)
-    first[owner[::-1]] = label[::-1]
-    crystal = int(owner[np.flatnonzero(label != first[owner])[0]])
-    pieces = len(np.unique(label[owner == crystal]))
-    raise GraphError(
-        f"{_name(names, crystal)}: its bonds leave the 2 x 2 x 2 supercell in {pieces} parts; expected a"
-        " network in three dimensions; use a larger slack or a radius graph, or leave this crystal out"
-    )
+    if parts > len(batch):
+        owner = np.empty(parts, dtype=np.int64)
+        owner[label] = np.repeat(batch.crystal_index.cpu().numpy(), 8)
+        pieces = np.bincount(owner, minlength=len(batch))
+        for crystal in np.flatnonzero(pieces > 1).tolist():
+            message = (
+                f"its bonds leave the 2 x 2 x 2 supercell in {pieces[crystal]} parts; expected a network"
+            )
+            message += " in three dimensions; use a larger slack or a radius graph, or leave this crystal out"
+            reasons.setdefault(crystal, f"{_name(names, crystal)}: {message}")
+    if reasons:
+        raise GraphError.of(reasons)
 
 
 def cell_index(image: Int[Tensor, "edges 3"]) -> Int[Tensor, " edges"]:

@@ -10,7 +10,7 @@ large ones. All that follows (shells, unions, sorting) is batched.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,7 +31,24 @@ _VESIN_OPTIONS = {"n_threads": 1} if "n_threads" in inspect.signature(vesin.Neig
 
 
 class GraphError(ValueError):
-    """A crystal whose graph cannot be built; the message names the crystal and what to do."""
+    """A crystal whose graph cannot be built; the message names the crystal and what to do.
+
+    `reasons` has the messages of all crystals of the list that were found to have none, by their number in
+    it, where all were looked at.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons or {})
+
+    @classmethod
+    def of(cls, reasons: Mapping[int, str]) -> GraphError:
+        """The error of several crystals; its message is that of the first."""
+        return cls(reasons[min(reasons)], reasons)
+
+    def shifted(self, first: int) -> GraphError:
+        """The same where `first` more crystals come before."""
+        return GraphError(str(self), {first + number: reason for number, reason in self.reasons.items()})
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from facetry.crystal import Crystal
+from facetry.graph.attempts import attempts
 from facetry.graph.batch import Batch
 
 Status = Literal["ok", "skipped", "failed"]
@@ -196,32 +197,28 @@ class _Runner:
             self._build(prepared, usable)
         return prepared
 
-    def _build(self, prepared: _Prepared, positions: list[int]) -> None:
-        if not positions:
+    def _build(self, prepared: _Prepared, usable: list[int]) -> None:
+        def build(positions: np.ndarray) -> tuple[Batch, Any]:
+            batch = self.model.graph([prepared.items[p].crystal for p in positions])
+            return batch, _closest(batch)
+
+        def refuse(position: int, error: Exception) -> None:
+            item = prepared.items[position]
+            prepared.outcomes[position] = Outcome(item, "failed", _why(error, item, None))
+
+        if not usable:
             return
-        try:
-            crystals = [prepared.items[p].crystal for p in positions]
-            batch = self.model.graph(crystals)
-            close = _closest(batch)
-        except Exception as error:
-            if len(positions) == 1:
-                item = prepared.items[positions[0]]
-                prepared.outcomes[positions[0]] = Outcome(item, "failed", _why(error, item, None))
-                return
-            for half in _halves(positions):
-                self._build(prepared, half)
-            return
-        good = []
-        for index, position in enumerate(positions):
-            if close[index] < TOO_CLOSE:
-                item = prepared.items[position]
-                prepared.outcomes[position] = Outcome(item, "failed", _too_close(item.crystal))
-            else:
-                good.append(index)
-        if len(good) < len(positions):
-            batch = batch.select(good) if good else None
-        if batch is not None:
-            prepared.graphs.append(([positions[i] for i in good], batch))
+        for positions, (batch, close) in attempts(build, np.array(usable), refuse, Exception):
+            good = []
+            for index, position in enumerate(positions.tolist()):
+                if close[index] < TOO_CLOSE:
+                    item = prepared.items[position]
+                    prepared.outcomes[position] = Outcome(item, "failed", _too_close(item.crystal))
+                else:
+                    good.append(index)
+            if good:
+                chosen = batch if len(good) == len(positions) else batch.select(good)
+                prepared.graphs.append((positions[good].tolist(), chosen))
 
     # --- the model ------------------------------------------------------------------------------
 

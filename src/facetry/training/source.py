@@ -5,7 +5,7 @@ Every order and every draw follows from (seed, epoch, step), so that a run can s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from facetry.data.crystals import CrystalTable
+from facetry.graph.attempts import attempts
 from facetry.graph.batch import Batch
 from facetry.tasks.inference import accepts_disorder, needs_order
 
@@ -114,7 +115,7 @@ class Source:
         if stored and len(crystals):
             parts, kept = [], []
             for rows in np.array_split(np.arange(len(crystals)), -(-len(crystals) // _CHUNK)):
-                for good, batch in self._graphs(rows):
+                for good, batch in attempts(lambda rows: self.build(self._take(rows)), rows, self._refuse):
                     parts.append(batch.compact())
                     kept.append(good)
             if parts:
@@ -131,16 +132,8 @@ class Source:
         select = getattr(self.crystals, "select", None)
         return select(rows) if select is not None else [self.crystals[int(i)] for i in rows]
 
-    def _graphs(self, rows: Int[np.ndarray, " chosen"]) -> Iterator[tuple[Int[np.ndarray, " good"], Batch]]:
-        """Graphs of the rows, in halves where they fail together, without those that fail alone."""
-        try:
-            yield rows, self.build(self._take(rows))
-        except ValueError as error:
-            if len(rows) == 1:
-                self.skipped.append((self.crystals[int(rows[0])].name, str(error)))
-                return
-            yield from self._graphs(rows[: len(rows) // 2])
-            yield from self._graphs(rows[len(rows) // 2 :])
+    def _refuse(self, row: int, error: Exception) -> None:
+        self.skipped.append((self.crystals[row].name, str(error)))
 
     def to(self, device: torch.device) -> Source:
         """Keep graphs and labels on a device from now on, where they fit in half of its free memory."""
