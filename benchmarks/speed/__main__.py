@@ -5,7 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPTS = ("cif", "graph", "voronoi", "comformer", "lattice_attention", "ecn", "empnn", "command_line")
+SCRIPTS = (
+    "cif",
+    "graph",
+    "voronoi",
+    "comformer",
+    "lattice_attention",
+    "ecn",
+    "continuousp",
+    "empnn",
+    "command_line",
+)
 
 if __name__ == "__main__":
     failed = 0

@@ -38,6 +38,7 @@ class ModelCard(BaseModel):
     graph: dict[str, Any]
     targets: list[Target]
     relax: dict[str, Any] = Field(default={}, description="of models that relax: what they learned to undo")
+    generate: dict[str, Any] = Field(default={}, description="of energies: the chains they were trained with")
     elements: list[int] = []
     domain_threshold: float | None = None
     data: dict[str, Any] = {}

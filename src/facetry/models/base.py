@@ -170,6 +170,7 @@ class EnergyModel(Model):
     """A crystal to one dimensionless number E: structures are drawn from exp(-E / T)."""
 
     job = "generate"
+    density: float  # atoms/Å³, where chains start
 
     def landscape(
         self, atomic_numbers: Int[Tensor, " atoms"], num_atoms: Int[Tensor, " crystals"]

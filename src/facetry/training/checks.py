@@ -12,7 +12,7 @@ import numpy as np
 
 from facetry.card import Target
 from facetry.models import MODELS
-from facetry.models.base import LatticeModel, Model, PropertyModel
+from facetry.models.base import EnergyModel, LatticeModel, Model, PropertyModel
 from facetry.training.console import is_main_process
 from facetry.training.files import remove_leftovers, write_file
 from facetry.training.recipe import (
@@ -35,13 +35,8 @@ CHANGEABLE = ("accelerator", "devices", "nodes", "threads", "checkpoint_seconds"
 
 
 def check_arguments(model: Any, data: Any) -> None:
-    """A model that predicts or relaxes and a divided data set, not their names."""
-    if isinstance(model, Model) and not isinstance(model, PropertyModel | LatticeModel):
-        raise TrainingError(
-            f"train: expected a model that predicts or relaxes, such as facetry.models.IComFormer(), got"
-            f" {model_name(model)}, whose job is {model.job}"
-        )
-    if not isinstance(model, PropertyModel | LatticeModel):
+    """A model and a divided data set, not their names."""
+    if not isinstance(model, PropertyModel | LatticeModel | EnergyModel):
         raise TrainingError(
             f"train: expected a model such as facetry.models.IComFormer(), got {type(model).__name__}"
             f"{f' {model!r}' if isinstance(model, str) else ''}"

@@ -106,6 +106,10 @@ class Fitting(pl.LightningModule):
         """Columns of the table of epochs and a score, lower is better; None where there is none."""
         raise NotImplementedError
 
+    def more_state(self) -> dict[str, Tensor]:
+        """What a resume point holds besides weights and moments."""
+        return {}
+
     # -- what Lightning asks for ------------------------------------------------------------------------
 
     def train_dataloader(self) -> Stream:
@@ -276,7 +280,7 @@ class Fitting(pl.LightningModule):
         self._clock = now
         if self.global_rank == 0:
             optimizer = self.optimizers(use_pl_optimizer=False)
-            tensors = pack_state(self.network, optimizer, self._averaged)
+            tensors = pack_state(self.network, optimizer, self._averaged) | self.more_state()
             self._keeper.save(self.progress, tensors, self.best, self._best_changed)
         self._best_changed = False
         self._last_save = time.monotonic()

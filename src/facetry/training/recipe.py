@@ -143,9 +143,52 @@ class RelaxOptions(BaseModel):
     noise_seed: int = Field(default=0, ge=0, description="of the noise of val and test, which stays the same")
 
 
+class GenerateOptions(BaseModel):
+    """How an energy is trained to draw crystals from (arXiv 2502.02026), and how its chains cool."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    objective: Literal["contrastive", "denoise"] = Field(
+        default="contrastive", description="against its own chains; or wells around crystals with noise"
+    )
+    pretrain_steps: int = Field(default=0, ge=0, description="steps of denoise before contrastive")
+    noise_low: float = Field(default=0.1, gt=0, description="of denoise: smallest σ of noise, Å")
+    noise_high: float = Field(default=0.8, gt=0, description="of denoise: largest σ of noise, Å")
+    regulariser: float = Field(default=0.1, ge=0, description="weight of the squared energies")
+    multiplicity: Literal["geometric", "data", "mixed"] = Field(
+        default="geometric", description="formula units of a chain: 2^-k, the crystal's own, or either"
+    )
+    most_atoms: int = Field(default=60, ge=1, description="of a chain, or one formula unit")
+    chain_steps: int = Field(default=1000, ge=1, description="of a chain that starts anywhere")
+    hot: float = Field(default=1.0, gt=0, description="first temperature of a chain")
+    cold: float = Field(default=1e-3, gt=0, description="last temperature of a chain")
+    per_atom: bool = Field(default=False, description="weigh n E instead of E: temperatures T / n")
+    volume_power: float = Field(default=0.0, description="a of the base measure V^a ds dC")
+    scheme: Literal["exact", "published"] = Field(
+        default="exact", description="moves: positions and strain in turn; or both at once, as published"
+    )
+    reference_sign: bool = Field(default=False, description="of exact: the published sign of the drift")
+    buffer: bool = Field(default=False, description="chains go on where they were when their crystal returns")
+    buffer_steps: int = Field(default=50, ge=1, description="of a chain that goes on")
+    refresh: float = Field(
+        default=0.1, ge=0, le=1, description="share of chains that start anew all the same"
+    )
+    validate_every: int | None = Field(
+        default=None, ge=1, description="steps between validations; None: a pass over the data"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GenerateOptions:
+        if self.noise_high < self.noise_low:
+            raise ValueError("noise_high must not be below noise_low")
+        if self.hot < self.cold:
+            raise ValueError("hot must not be below cold")
+        return self
+
+
 class Recipe(BaseModel):
     """A whole recipe. `model` holds `name` and constructor arguments of that class; `relax` is there for
-    models that relax crystals."""
+    models that relax crystals, `generate` for energies."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -153,6 +196,7 @@ class Recipe(BaseModel):
     data: DataOptions
     training: TrainingOptions = TrainingOptions()
     relax: RelaxOptions | None = None
+    generate: GenerateOptions | None = None
 
     def to_toml(self) -> str:
         """The complete recipe: every key with its value; keys without one as comments."""
@@ -173,7 +217,12 @@ class Recipe(BaseModel):
         return "\n".join(tables)
 
 
-_TABLES = {"data": DataOptions, "training": TrainingOptions, "relax": RelaxOptions}
+_TABLES = {
+    "data": DataOptions,
+    "training": TrainingOptions,
+    "relax": RelaxOptions,
+    "generate": GenerateOptions,
+}
 _OF_LABELS = ("loss", "huber_delta", "class_weights", "compile", "store_graphs")  # of `training`
 
 
@@ -243,6 +292,14 @@ def make_relax_options(options: Mapping[str, Any]) -> RelaxOptions:
         raise RecipeError(first_error(error, RelaxOptions, "relax")) from None
 
 
+def make_generate_options(options: Mapping[str, Any]) -> GenerateOptions:
+    """Options of the table `generate` from keywords; a wrong one fails with one line."""
+    try:
+        return GenerateOptions(**options)
+    except ValidationError as error:
+        raise RecipeError(first_error(error, GenerateOptions, "generate")) from None
+
+
 def make_data_options(options: Mapping[str, Any]) -> DataOptions:
     """Data options from keywords; a wrong one fails with one line."""
     try:
@@ -269,19 +326,29 @@ def for_its_job(recipe: Recipe) -> Recipe:
     from facetry.models import MODELS
 
     name = recipe.model["name"]
-    if MODELS[name].job != "relax":
-        if recipe.relax is not None:
-            raise RecipeError(f"relax: {name} does not relax crystals; leave the table out")
+    job = MODELS[name].job
+    what = {"relax": "relaxes crystals", "generate": "generates crystals"}
+    for table, does in (("relax", "relax"), ("generate", "generate")):
+        if getattr(recipe, table) is not None and job != table:
+            raise RecipeError(f"{table}: {name} does not {does} crystals; leave the table out")
+    if job == "predict":
         return recipe
     if recipe.data.target is not None:
-        raise RecipeError("data.target: a model that relaxes crystals learns no target; leave it out")
+        raise RecipeError(f"data.target: a model that {what[job]} learns no target; leave it out")
     for key in _OF_LABELS:
+        if (job, key) == ("generate", "store_graphs"):
+            continue
         if getattr(recipe.training, key) != TrainingOptions.model_fields[key].default:
-            instead = "; set relax.loss" if key == "loss" else ""
-            raise RecipeError(f"training.{key}: has no meaning for a model that relaxes crystals{instead}")
+            instead = "; set relax.loss" if (job, key) == ("relax", "loss") else ""
+            raise RecipeError(f"training.{key}: has no meaning for a model that {what[job]}{instead}")
     if recipe.training.precision == "bf16":
         raise RecipeError("training.precision: cells need fp32 or fp64, got 'bf16'")
-    return recipe.model_copy(update={"relax": recipe.relax or RelaxOptions()})
+    if job == "relax":
+        return recipe.model_copy(update={"relax": recipe.relax or RelaxOptions()})
+    if recipe.training.keep == "best":  # nothing chooses weights: the last are kept
+        training = recipe.training.model_copy(update={"keep": "last"})
+        recipe = recipe.model_copy(update={"training": training})
+    return recipe.model_copy(update={"generate": recipe.generate or GenerateOptions()})
 
 
 def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from facetry.evaluation.intervals import REFERENCE_SIZE, conformal_quantile, dom
 from facetry.evaluation.metrics import TargetScores
 from facetry.graph.batch import Batch
 from facetry.kernels.allocator import keep_freed_memory
-from facetry.models import MODELS, of_job
-from facetry.models.base import LatticeModel, Model, PropertyModel
+from facetry.models import MODELS
+from facetry.models.base import EnergyModel, LatticeModel, Model, PropertyModel
 from facetry.training import receipt
 from facetry.training.checkpoint import fill_weights, save_model
 from facetry.training.checks import (
@@ -47,6 +47,7 @@ from facetry.training.console import epoch_line, is_main_process, say, summary, 
 from facetry.training.files import write_file
 from facetry.training.losses import fit_scaling, output_columns
 from facetry.training.recipe import (
+    GenerateOptions,
     Recipe,
     RecipeError,
     RelaxOptions,
@@ -54,6 +55,7 @@ from facetry.training.recipe import (
     TrainingOptions,
     for_its_job,
     load_recipe,
+    make_generate_options,
     make_options,
     make_relax_options,
 )
@@ -83,14 +85,14 @@ class Run:
     validation where a recipe says how many steps lie between two.
     """
 
-    model: PropertyModel | LatticeModel
+    model: PropertyModel | LatticeModel | EnergyModel
     folder: Path | None
     metrics: dict[str, Any]
     history: list[dict]
 
 
 def train(
-    model: PropertyModel | LatticeModel,
+    model: PropertyModel | LatticeModel | EnergyModel,
     data: Splits,
     *,
     out: str | Path | None = None,
@@ -105,15 +107,15 @@ def train(
     `out` is the run folder (none is written without it). `resume` is the folder of a run that was killed: it
     goes on with the settings stored there. `options` are those of `TrainingOptions` (epochs, batch_size,
     learning_rate, loss, ...), for a model that relaxes crystals those of `RelaxOptions` besides (task, noise,
-    its own loss, ...): it needs no targets. The model is trained in place and returned in `Run.model`, with
-    its card.
+    its own loss, ...), for an energy those of `GenerateOptions`: they need no targets. The model is trained
+    in place and returned in `Run.model`, with its card.
     `verbose` prints a line an epoch on stderr (None: where that is a terminal).
 
     Raises RecipeError for wrong options, TrainingError for data or a model that do not fit, WriteError for a
     full disk; what was written before stays.
     """
     check_arguments(model, data)
-    if isinstance(model, LatticeModel):
+    if not isinstance(model, PropertyModel):
         data = without_targets(data)
     folder = Path(resume if resume is not None else out) if (resume or out) is not None else None
     if resume is not None:
@@ -122,7 +124,10 @@ def train(
         recipe = stored_recipe(folder, {"seed": seed, **options} if seed else options)
         check_same_model(model, recipe, folder)
     elif recipe is None:
-        relax = None
+        relax = generate = None
+        if isinstance(model, EnergyModel):
+            own = {key: options.pop(key) for key in GenerateOptions.model_fields if key in options}
+            generate = make_generate_options(own)
         if isinstance(model, LatticeModel):
             own = {key: options.pop(key) for key in RelaxOptions.model_fields if key in options}
             relax = make_relax_options(own)
@@ -132,6 +137,7 @@ def train(
                 data=describe_data(data),
                 training=make_options({"seed": seed, **options}),
                 relax=relax,
+                generate=generate,
             )
         )
     else:
@@ -178,18 +184,15 @@ def load_data(recipe: Recipe) -> Splits:
     own = {"tasks": data.tasks, "classes": data.classes, "group": data.group, "fractions": data.fractions}
     own = {key: value for key, value in own.items() if value is not None}  # a named set takes none of them
     chosen = {"limit": data.limit, "seed": data.seed, "fold": data.fold, "parts": data.parts}
-    target = [] if recipe.relax is not None else data.target
+    target = [] if recipe.relax or recipe.generate else data.target
     return dataset(data.name, target, **chosen, match=data.match, **own)
 
 
-def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel | LatticeModel:
+def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel | LatticeModel | EnergyModel:
     """An untrained model of a recipe for these targets; its weights follow training.seed."""
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     name = recipe.model["name"]
     job = MODELS[name].job
-    if job not in ("predict", "relax"):
-        known = ", ".join([*of_job("predict"), *of_job("relax")])
-        raise RecipeError(f"model.name: {name!r} is for the job {job}; expected one of {known}")
     if job == "predict":
         options["outputs"] = sum(t.columns for t in targets)
     with torch.random.fork_rng(devices=[]):
@@ -201,6 +204,10 @@ def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel | La
 
 
 def _training_of(model: Model) -> type[Training]:
+    if isinstance(model, EnergyModel):
+        from facetry.training.generating import GenerateTraining
+
+        return GenerateTraining
     if not isinstance(model, LatticeModel):
         return Training
     from facetry.training.relaxing import RelaxTraining
@@ -213,7 +220,7 @@ class Training:
 
     def __init__(
         self,
-        model: PropertyModel | LatticeModel,
+        model: PropertyModel | LatticeModel | EnergyModel,
         data: Splits,
         parts: dict[str, Dataset],
         targets: list[Target],
@@ -382,6 +389,7 @@ class Training:
             | {name: len(source) for name, source in self.sources.items()}
             | {"disordered": len(disordered_rows(self.sources["train"].crystals))},
             relax={} if self.recipe.relax is None else self.recipe.relax.model_dump(),
+            generate={} if self.recipe.generate is None else self.recipe.generate.model_dump(),
             metrics=metrics,
             version=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,0 +1,153 @@
+"""Training of energies to draw crystals from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facetry.graph.batch import Batch
+from facetry.models.base import EnergyModel
+from facetry.training.console import duration
+from facetry.training.contrast import Buffer, Compositions, denoising_loss, negatives, noised
+from facetry.training.loop import Fitting
+from facetry.training.recipe import GenerateOptions, TrainingOptions
+from facetry.training.run import Training
+from facetry.training.source import Order, Rounds, Source
+from facetry.training.state import Keeper, Progress, ResumePoint, section
+
+_JUDGED = 512  # crystals of a split whose energies are compared with those of noise
+
+
+class GenerateFitting(Fitting):
+    """Contrastive divergence, after denoising where the recipe says so."""
+
+    network: EnergyModel
+
+    def __init__(
+        self,
+        network: EnergyModel,
+        generate: GenerateOptions,
+        options: TrainingOptions,
+        train: Source,
+        val: Source | None,
+        keeper: Keeper | None,
+        point: ResumePoint | None,
+        on_epoch: Callable[[Fitting, bool], None],
+    ):
+        order: Order | Rounds = Order(len(train), options.batch_size, options.drop_last, options.seed)
+        if generate.validate_every is not None:
+            order = Rounds(order, generate.validate_every)
+        super().__init__(network, options, train, val, keeper, point, on_epoch, order)
+        self.generate = generate
+        self.compositions = Compositions.of(Batch.from_crystals(train.crystals))
+        most = max(generate.most_atoms, int(self.compositions.num_atoms.max()))
+        self.buffer = Buffer(len(train), most) if generate.buffer else None
+        if self.buffer is not None and point is not None:
+            self.buffer.restore(section(point.tensors, "buffer"))
+
+    def more_state(self) -> dict[str, Tensor]:
+        """The chains that go on."""
+        return {} if self.buffer is None else {f"buffer/{k}": v for k, v in self.buffer.tensors().items()}
+
+    def part_loss(self, mine: np.ndarray, chosen: np.ndarray, seed: int) -> tuple[Tensor, Tensor, int]:
+        """Real against drawn, E_real - E_drawn + λ (E_real² + E_drawn²); or the slopes of wells."""
+        source, options, step = self._sources[0], self.generate, self.progress.step
+        rows = torch.from_numpy(mine).to(self.device)
+        real = source.batch(mine, self.device)
+        count = torch.tensor(len(mine), device=self.device)
+        builder = self.network.graph
+        if options.objective == "denoise" or step < options.pretrain_steps:
+            seed = self.options.seed
+            loss = denoising_loss(self.network, builder, real, options, seed, rows + 1, step)
+            return loss.sum(), count, len(chosen)
+        drawn = negatives(
+            self.network,
+            self.compositions.select(rows.cpu()).to(self.device),
+            rows,
+            options,
+            self.options.seed,
+            step,
+            self.buffer,
+            self.network.density,
+        )
+        drawn = builder.build(drawn, [""] * len(drawn))
+        e_real, e_drawn = self.network(real), self.network(drawn)
+        penalty = e_real.square() + e_drawn.square()
+        return (e_real - e_drawn + options.regulariser * penalty).sum(), count, len(chosen)
+
+    def validate(self) -> tuple[dict[str, float], float | None]:
+        """Mean energy of the validation crystals, and how often noise of 0.3 Å raises it. Neither chooses
+        weights."""
+        val = self._sources[1]
+        if val is None:
+            return {}, None
+        found = judged(self.network, val, self.generate, self.options.batch_size, self.device)
+        return {f"val_{name}": value for name, value in found.items()}, None
+
+
+@torch.no_grad()
+def judged(
+    model: EnergyModel, source: Source, options: GenerateOptions, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Mean energy of crystals, by how much noise of 0.3 Å raises it, and the share where it does."""
+    training = model.training
+    model.eval()
+    few = options.model_copy(update={"noise_low": 0.3, "noise_high": 0.3})
+    real, moved = [], []
+    for rows in source.pieces(batch_size, device)[: -(-_JUDGED // batch_size)]:
+        batch = source.batch(rows, device)
+        noise = noised(batch, few, 0, torch.from_numpy(rows).to(device) + 1, 0)[0]
+        real.append(model(batch))
+        moved.append(model(model.graph.build(noise, [""] * len(noise))))
+    model.train(training)
+    e, raised = torch.cat(real), torch.cat(moved) - torch.cat(real)
+    return {
+        "energy": float(e.mean()),
+        "noise_gap": float(raised.mean()),
+        "noise_raised": float((raised > 0).double().mean()),
+    }
+
+
+class GenerateTraining(Training):
+    """The steps of a run of an energy model."""
+
+    model: EnergyModel
+
+    def _fitting(self, keeper: Keeper | None, point: ResumePoint | None) -> Fitting:
+        assert self.recipe.generate is not None
+        ends = self.sources["train"], self.sources.get("val"), keeper, point
+        return GenerateFitting(self.model, self.recipe.generate, self.options, *ends, self._epoch_ended)
+
+    def _judge(self, progress: Progress, device: torch.device) -> tuple[dict, dict[str, dict[str, float]]]:
+        assert self.recipe.generate is not None
+        self.model.domain_reference = self.threshold = None
+        scores = {
+            name: judged(self.model, source, self.recipe.generate, self.options.batch_size, device)
+            for name, source in self.sources.items()
+            if name != "train"
+        }
+        return {"epoch": progress.history[-1]["epoch"]} | scores, scores
+
+    def _score_rows(self, split: str, scores: dict[str, float]) -> Any:
+        return scores
+
+    def _epoch_line(self, fitting: Fitting) -> str:
+        """`step 256/4096  loss 0.31  val energy -1.2  noise raises 97 %  8.1 s  left 6 min`."""
+        row, progress = fitting.progress.history[-1], fitting.progress
+        shown = [f"step {row['step']}/{fitting.total_steps}", f"loss {row['train_loss']:.4g}"]
+        if "val_energy" in row:
+            shown += [f"val energy {row['val_energy']:.4g}", f"noise raises {row['val_noise_raised']:.0%}"]
+        recent = progress.history[-5:]
+        left = (fitting.epochs - progress.epoch) * sum(r["seconds"] for r in recent) / len(recent)
+        return "  ".join([*shown, f"{row['seconds']:.1f} s", f"left {duration(left)}"])
+
+    def _summary(self, metrics: Mapping[str, Any]) -> str:
+        part = "test" if "test" in metrics else "val"
+        found = metrics.get(part)
+        if not found:
+            return "done"
+        return f"{part} energy {found['energy']:.4g}, noise of 0.3 Å raises {found['noise_raised']:.0%}"
