@@ -23,7 +23,19 @@ from facetry.models import MODELS
 from facetry.tasks.predict import COLUMNS
 from facetry.training import save_model
 
-VERBS = ("demo", "train", "evaluate", "predict", "relax", "embed", "explain", "match", "dataset", "doctor")
+VERBS = (
+    "demo",
+    "train",
+    "evaluate",
+    "predict",
+    "relax",
+    "embed",
+    "explain",
+    "generate",
+    "match",
+    "dataset",
+    "doctor",
+)
 HEAVY = ("torch", "lightning", "ase", "pymatgen", "matplotlib", "numpy", "scipy", "pyarrow")
 SITES = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
 

@@ -22,6 +22,7 @@ _WHERE = {
     "embed": "facetry.tasks.embed",
     "evaluate": "facetry.tasks.evaluate",
     "explain": "facetry.tasks.explain",
+    "generate": "facetry.tasks.generate",
     "match": "facetry.tasks.match",
     "relax": "facetry.tasks.relax",
     "Relaxed": "facetry.tasks.relax",

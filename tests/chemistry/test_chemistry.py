@@ -63,7 +63,7 @@ def test_likeness_is_a_metric_that_chemists_know():
     assert (np.diagonal(distance) == 0).all()
     z = SYMBOLS.index
     for element, near, far in [("Sr", "Ba", "Ti"), ("Ti", "Zr", "Sr"), ("O", "S", "Si"), ("Cl", "Br", "O"),
-                               ("Na", "K", "Mg"), ("La", "Nd", "Al"), ("Fe", "Co", "Na"),
+                               ("Na", "K", "Mg"), ("La", "Nd", "Al"), ("Fe", "Co", "Na"), ("Mg", "Zn", "Al"),
                                ("Ca", "Sr", "Zn")]:  # fmt: skip
         assert distance[z(element), z(near)] < distance[z(element), z(far)]
     nearest = distance[z("Sr"), 1:96].argsort()[1] + 1

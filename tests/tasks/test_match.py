@@ -149,7 +149,7 @@ def test_without_pymatgen_the_command_to_type(folders, monkeypatch, capsys):
     matching._matcher_class.cache_clear()
 
 
-# --- files and the shell --------------------------------------------------------------------------------------
+# --- files and the shell ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -179,7 +179,8 @@ def test_folders_in_a_shell(folders, capsys, monkeypatch):
     table = rows("out/matches.csv")
     assert list(table[0]) == list(COLUMNS)
     assert [(r["reference"], r["rank"], r["status"], r["match"]) for r in table] == [
-        ("salt", "1", "ok", "true"), ("si", "1", "ok", "true"), ("zno", "1", "ok", "true"), ("zno", "2", "ok", "true"),
+        ("salt", "1", "ok", "true"), ("si", "1", "ok", "true"), ("zno", "1", "ok", "true"),
+        ("zno", "2", "ok", "true"),
     ]  # fmt: skip
     assert float(table[3]["rms"]) < float(table[2]["rms"])
     assert [r["best"] for r in rows("out/references.csv")] == ["1", "si_1", "2"]
