@@ -1,6 +1,7 @@
 """Are two crystals the same? pymatgen's StructureMatcher, asked only where its answer is open.
 
-A pair costs milliseconds. The reduced primitive cell is made once per crystal here, and a pair goes to the matcher only if three things that a match implies hold (`Reduced.may_match`):
+A pair costs milliseconds. The reduced primitive cell is made once per crystal here, and a pair goes to the
+matcher only if three things that a match implies hold (`Reduced.may_match`):
 
 1. The species occur in the same ratio. The primitive cell divides the count of every species by one number,
    and a match pairs every site with one of its own species.

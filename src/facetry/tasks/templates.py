@@ -32,8 +32,8 @@ class Templates:
         data: a named set, of which `part` is used; or files of your own, as `facetry.read` takes them (what
             cannot be read is left out); or crystals.
         part: of a named set; the crystals that are looked for must not be in it.
-        farthest: mean distance of the elements replaced (`facetry.chemistry.element_distances`, 0 the same, 1
-            close relatives) up to which a template is taken; None for all.
+        farthest: up to which root mean square distance of the elements of its atoms a template is taken
+            (`facetry.chemistry.element_distances`: 0 the same, 1 close relatives); None for all.
 
     Disordered crystals are no templates. The seed does not matter.
     """
