@@ -96,7 +96,9 @@ def test_every_page_is_linked_from_the_readme() -> None:
 def test_release_is_the_same_everywhere() -> None:
     from facetry import __version__
 
-    change = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    change = re.search(
+        r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     cited = re.search(
         r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), flags=re.MULTILINE
     )
