@@ -12,10 +12,11 @@ import torch
 import facetry
 from facetry.card import ModelCard, Target
 from facetry.cli import run
+from facetry.geometry.space_group import space_group
 from facetry.graph.batch import Batch
 from facetry.models import EMPNN, IComFormer, Relaxation
 from facetry.models.base import LatticeModel
-from facetry.tasks.relax import COLUMNS, Guard, shortest_distances, space_group
+from facetry.tasks.relax import COLUMNS, Guard, shortest_distances
 from facetry.training import save_model
 from tests import crystals as zoo
 

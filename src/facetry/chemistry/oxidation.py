@@ -13,8 +13,8 @@ from facetry.elements import ELECTRONEGATIVITIES, SYMBOLS
 
 __all__ = ["METALS", "OXIDATION_STATES", "is_valid_composition"]
 
-# Oxidation states known from compounds, the element itself (0) left out; rare ones too, because a filter should
-# not refuse what exists. Elements of which no compound is known are not listed.
+# Oxidation states known from compounds, the element itself (0) left out; rare ones too, because a filter
+# should not refuse what exists. Elements of which no compound is known are not listed.
 _STATES = """
 H -1 1; Li 1; Be 2; B 1 2 3; C -4 -3 -2 -1 1 2 3 4; N -3 -2 -1 1 2 3 4 5; O -2 -1 1 2; F -1
 Na -1 1; Mg 1 2; Al 1 3; Si -4 -3 -2 -1 1 2 3 4; P -3 -2 -1 1 2 3 4 5; S -2 -1 1 2 3 4 5 6

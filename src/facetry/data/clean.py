@@ -13,7 +13,6 @@ cell, so that the cell in which a crystal is written down does not matter.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
@@ -27,6 +26,7 @@ from jaxtyping import Float, Int
 from facetry.card import Target
 from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset, Splits
+from facetry.geometry.space_group import SYMPREC, find_symmetry
 from facetry.graph.attempts import attempts
 from facetry.graph.batch import Batch
 from facetry.graph.bonds import Bonds, dimensionality
@@ -42,7 +42,6 @@ __all__ = ["Cleaned", "Rejected", "Stage", "clean"]
 ENERGIES = ("formation_energy_per_atom", "energy_per_atom", "energy_above_hull", "e_above_hull")
 GAPS = ("band_gap",)
 METAL = 1e-5  # eV; a larger gap is that of an insulator (Kaba 2022)
-SYMPREC = 0.01  # Å
 _CHUNK = 512
 _SMALL_CHUNK = 64  # where a graph is dear and one that fails costs its chunk again
 
@@ -259,22 +258,13 @@ class _Symmetry:
 
 def _symmetry(crystals: CrystalTable, progress: Callable[[int], None] | None) -> list[_Symmetry]:
     """By moyopy, one crystal after the other: there is no call for many."""
-    import moyopy
-
-    logging.getLogger("moyo").setLevel(
-        logging.ERROR
-    )  # it warns of every supercell; its primitive cell is right
     found = []
     for row in range(len(crystals)):
         atoms = slice(crystals.offsets[row], crystals.offsets[row + 1])
-        numbers = crystals.atomic_numbers[atoms].tolist()
-        cell = moyopy.Cell(crystals.lattice[row].tolist(), crystals.frac_coords[atoms].tolist(), numbers)
+        numbers = crystals.atomic_numbers[atoms]
+        symmetry = find_symmetry(crystals.lattice[row], crystals.frac_coords[atoms], numbers)
         group = 0
-        try:
-            symmetry = moyopy.MoyoDataset(cell, symprec=SYMPREC)
-        except ValueError:  # sites that coincide, a cell that is no lattice
-            pass
-        else:
+        if symmetry is not None:
             group, numbers = symmetry.number, symmetry.prim_std_cell.numbers
         kinds, counts = np.unique(numbers, return_counts=True)
         formula = tuple(zip(kinds.tolist(), counts.tolist(), strict=True))

@@ -25,6 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from facetry.chemistry import Formula, parse
 from facetry.crystal import Crystal
+from facetry.geometry.space_group import space_group
 
 __all__ = [
     "COLUMNS",
@@ -94,8 +95,6 @@ class Generated:
     @cached_property
     def space_group(self) -> int | None:
         """Number of the space group within 0.01 Å; None where none was found."""
-        from facetry.tasks.relax import space_group
-
         return space_group(self.crystal)
 
     @cached_property

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from facetry.crystal import Crystal
 from facetry.elements import SYMBOLS
+from facetry.geometry.space_group import space_group
 from facetry.graph.batch import Batch
 from facetry.graph.neighbors import pairs_within, reduced
 from facetry.models.base import LatticeModel, Model
@@ -41,7 +42,6 @@ COLUMNS: dict[str, str] = {
     "min_distance_after": "float",
     "message": "text",
 }
-SYMPREC = 0.01  # Å, within which atoms count as equivalent
 
 
 @dataclass(frozen=True)
@@ -123,21 +123,6 @@ class Relaxed:
         if self.min_distances is not None:
             row |= dict(zip(("min_distance_before", "min_distance_after"), self.min_distances, strict=True))
         return row
-
-
-def space_group(crystal: Crystal) -> int | None:
-    """Number of the space group within 0.01 Å; None where none is found or sites are mixed."""
-    import moyopy
-
-    if not crystal.is_ordered:
-        return None
-    cell = moyopy.Cell(
-        crystal.lattice.tolist(), crystal.frac_coords.tolist(), crystal.atomic_numbers.tolist()
-    )
-    try:
-        return int(moyopy.MoyoDataset(cell, symprec=SYMPREC).number)
-    except ValueError:  # sites that coincide, a cell that is no lattice
-        return None
 
 
 def relax(
