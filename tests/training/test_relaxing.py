@@ -19,7 +19,7 @@ from facetry.models import EMPNN, FeedForward, Relaxation
 from facetry.models.base import LatticeModel
 from facetry.nn.lattice_losses import Normalisation
 from facetry.training import RecipeError, TrainingError, load_recipe
-from facetry.training.noise import displacement_from, disturb, draw_noise, in_cubes, niggli_cells
+from facetry.training.noise import displacement_from, disturb, draw_noise, in_cubes, niggli_cells, varied
 from facetry.training.recipe import RelaxOptions, make_recipe
 from facetry.training.relaxing import Disturbed, relaxation_loss, relaxed_cells
 from facetry.training.source import Order, Rounds
@@ -105,6 +105,33 @@ def test_atoms_move_by_as_many_angstroms_as_said() -> None:
     moved = ((noisy.frac_coords - batch.frac_coords)[:, None] @ noisy.lattice[noisy.crystal_index])[:, 0]
     assert torch.allclose(moved, noise.displacement, atol=1e-12)
     assert abs(float(moved.std()) - 0.05) < 0.05 * 3 / (2 * 24000) ** 0.5
+
+
+def test_varied_noise_is_a_share_of_the_whole() -> None:
+    """Every crystal has one share for lattice and atoms, uniform from 0 to 1."""
+    options = RelaxOptions(task="relax", vary_noise=True)
+    batch = Batch.from_crystals([zoo.nacl()]).select([0] * 4000)
+    noise = draw_noise(options, 4000, 8000, generator())
+    own = varied(noise, batch.num_atoms, generator())
+    share = (own.strain / noise.strain).flatten(1)
+    assert torch.allclose(share, share[:, :1].expand_as(share), rtol=1e-12)
+    by_atom = (own.displacement / noise.displacement).reshape(4000, 6)
+    assert torch.allclose(by_atom, share[:, :1].expand_as(by_atom), rtol=1e-12)
+    assert abs(float(share[:, 0].mean()) - 0.5) < 3 * (1 / 12 / 4000) ** 0.5
+    assert 0 <= float(share.min()) < 0.01 < 0.99 < float(share.max()) <= 1
+
+
+def test_training_varies_its_noise_and_validation_does_not() -> None:
+    rows = np.arange(5)
+    lattices = {}
+    for vary in (False, True):
+        source = Disturbed(small(), CRYSTALS, RelaxOptions(vary_noise=vary))
+        fixed = source.task(rows, torch.device("cpu"), source.noise(3))[0].lattice
+        drawn = source.task(rows, torch.device("cpu"), generator())[0].lattice
+        lattices[vary] = fixed, drawn
+    assert torch.equal(lattices[False][0], lattices[True][0])
+    apart = [(lattices[vary][1] - Batch.from_crystals(CRYSTALS).lattice).norm(dim=(1, 2)) for vary in (0, 1)]
+    assert bool((apart[1] < apart[0]).all())
 
 
 def test_noise_of_a_crystal_does_not_depend_on_its_batch() -> None:

@@ -35,13 +35,22 @@ class Noise:
 
 
 def draw_noise(options: RelaxOptions, crystals: int, atoms: int, generator: torch.Generator) -> Noise:
-    """Noise for so many crystals with so many atoms together."""
+    """Noise for so many crystals with so many atoms together, all with the full σ."""
     strain = torch.randn((crystals, 3, 3), generator=generator, dtype=torch.float64) * options.noise
     displacement = None
     if options.task == "relax":
         displacement = torch.randn((atoms, 3), generator=generator, dtype=torch.float64)
         displacement *= options.displacement
     return Noise(strain, displacement)
+
+
+def varied(noise: Noise, num_atoms: Int[Tensor, " crystals"], generator: torch.Generator) -> Noise:
+    """Every crystal with its own share of the noise, uniform from 0 to 1."""
+    share = torch.rand(len(num_atoms), generator=generator, dtype=torch.float64)
+    moved = noise.displacement
+    if moved is not None:
+        moved = moved * torch.repeat_interleave(share, num_atoms.cpu())[:, None]
+    return Noise(noise.strain * share[:, None, None], moved)
 
 
 def disturb(batch: Batch, noise: Noise) -> Batch:

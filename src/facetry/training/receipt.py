@@ -17,9 +17,21 @@ from facetry import __version__
 
 
 def command_line() -> str:
-    """The command that started this process, as one would type it."""
+    """The command that started this process, as one would type it; paths are written from the working folder
+    on, those outside of it by their last part: where a home lies is nobody's business."""
     program = Path(sys.argv[0]).name or "python"
-    return shlex.join(["facetry" if program == "__main__.py" else program, *sys.argv[1:]])
+    arguments = [_without_home(argument) for argument in sys.argv[1:]]
+    return shlex.join(["facetry" if program == "__main__.py" else program, *arguments])
+
+
+def _without_home(argument: str) -> str:
+    """`argument`, or the value in `--option=value`, shortened where it is an absolute path."""
+    option, sign, value = argument.rpartition("=")
+    if not Path(value).is_absolute():
+        return argument
+    path, here = Path(value), Path.cwd()
+    shorter = path.relative_to(here) if path.is_relative_to(here) else Path(path.name)
+    return f"{option}{sign}{shorter}"
 
 
 def cpu_name() -> str:

@@ -131,6 +131,11 @@ class RelaxOptions(BaseModel):
     displacement: float = Field(
         default=0.1, ge=0, description="of task relax: σ of each coordinate of an atom, Å"
     )
+    vary_noise: bool = Field(
+        default=False,
+        description="in training each crystal has its own share of both σ, from 0 to 1: crystals at rest are "
+        "left alone then",
+    )
     loss: Literal["parameters_mae", "parameters_mse", "metric_mae", "metric_mse", "riemann"] = Field(
         default="parameters_mae", description="between the lattice of the answer and the true one"
     )

@@ -21,7 +21,15 @@ from facetry.models.base import LatticeModel, Relaxation
 from facetry.nn.lattice_losses import LOSSES, Normalisation
 from facetry.training.console import duration
 from facetry.training.loop import Fitting
-from facetry.training.noise import Noise, displacement_from, disturb, draw_noise, in_cubes, niggli_cells
+from facetry.training.noise import (
+    Noise,
+    displacement_from,
+    disturb,
+    draw_noise,
+    in_cubes,
+    niggli_cells,
+    varied,
+)
 from facetry.training.recipe import RelaxOptions, TrainingOptions
 from facetry.training.run import Training
 from facetry.training.source import Order, Rounds, Source
@@ -76,7 +84,10 @@ class Disturbed(Source):
         if self.options.task == "reconstruct":
             return given, true
         if isinstance(noise, torch.Generator):
-            noise = draw_noise(self.options, len(true), len(true.frac_coords), noise)
+            generator = noise
+            noise = draw_noise(self.options, len(true), len(true.frac_coords), generator)
+            if self.options.vary_noise:
+                noise = varied(noise, true.num_atoms, generator)
         names = [self.names[row] for row in rows.tolist()]
         return self.builder.build(disturb(true, noise), names), true
 
