@@ -113,6 +113,28 @@ def test_slopes_against_plain_formulas(options):
     assert seen > 20
 
 
+def test_products_of_bfloat16_only_in_training():
+    """Under autocast the answer of a model in use is the same bit for bit; in training it and its slopes are
+    what eight bits allow, and cells stay in float64."""
+    model = make(torch.float32, fields="gradient_5", positions=True)
+    batch = model.graph(CRYSTALS)
+
+    def slopes(half):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = model(batch).lattices[-1]
+            found.square().mean().backward()
+        return found.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact, exact_slopes = slopes(False)
+    assert torch.equal(slopes(True)[0], exact)
+    model.train()
+    rounded, rounded_slopes = slopes(True)
+    assert rounded.dtype == torch.float64
+    assert 1e-6 < float((rounded - exact).norm() / exact.norm()) < 3e-3
+    assert float((rounded_slopes - exact_slopes).norm() / exact_slopes.norm()) < 0.02
+
+
 def test_graph_against_a_box_of_images():
     for crystal in CRYSTALS:
         graph = EMPNN(k=8, **SMALL).graph([crystal]).graph

@@ -208,7 +208,7 @@ def test_published_scheme_trains():
     [
         ({"data": {"name": "perov5", "target": "heat_all"}}, "data.target: a model that generates"),
         ({"training": {"loss": "mse"}}, "training.loss: has no meaning"),
-        ({"training": {"precision": "bf16"}}, "training.precision: cells need fp32 or fp64"),
+        ({"training": {"precision": "bf16"}}, "training.precision: continuousp has no use for 'bf16'"),
         ({"generate": {"chain_step": 5}}, "did you mean 'chain_steps'"),
         ({"generate": {"noise_high": 0.05}}, "noise_high must not be below noise_low"),
         ({"generate": {"hot": 1e-4}}, "hot must not be below cold"),

@@ -298,7 +298,10 @@ def test_a_small_network_learns_to_undo_noise() -> None:
     [
         ({"data": {"name": "perov5", "target": "heat_all"}}, "data.target: a model that relaxes"),
         ({"training": {"loss": "mse"}}, "training.loss: has no meaning .* set relax.loss"),
-        ({"training": {"precision": "bf16"}}, "cells need fp32 or fp64"),
+        (
+            {"model": {"name": "lattice_ff"}, "training": {"precision": "bf16"}},
+            "lattice_ff has no use for 'bf16'; take fp32 or fp64",
+        ),
         ({"relax": {"task": "denoize"}}, "relax.task"),
         ({"relax": {"nois": 0.1}}, "unknown key 'relax.nois'; did you mean 'noise'"),
         ({"model": {"name": "schnet"}, "relax": {}}, "schnet does not relax crystals"),

@@ -133,6 +133,8 @@ class LatticeModel(Model):
     """A crystal with a wrong lattice to one with the right lattice, in the basis that was given."""
 
     job = "relax"
+    mixed_precision: ClassVar[bool] = False
+    """Training under autocast to bfloat16 leaves cells and fields as they are."""
 
     def forward(self, batch: Batch) -> Relaxation:
         """Lattices and fractional coordinates from the input to the answer."""

@@ -83,6 +83,7 @@ class _Geometry:
     lengths: Float[Tensor, " lengths"]
     row: Int[Tensor, " edges"]  # of `lengths`
     triplets: Triplets | None
+    half: bool  # heads multiply in bfloat16
 
     @staticmethod
     def of(
@@ -91,13 +92,14 @@ class _Geometry:
         frac_coords: Float[Tensor, "atoms 3"],
         pairs: Triplets | None,
         dtype: torch.dtype,
+        half: bool = False,
     ) -> _Geometry:
         graph, crystal = batch.require_graph(), batch.edge_crystal
         frac = frac_coords.index_select(0, graph.neighbor) - frac_coords.index_select(0, graph.center)
         frac = frac + graph.image
         vectors = torch.einsum("ea,eab->eb", frac, lattice.index_select(0, crystal))
         lengths, row = distinct(vectors.norm(dim=1), dtype)
-        return _Geometry(graph, crystal, frac, vectors, lengths, row, pairs)
+        return _Geometry(graph, crystal, frac, vectors, lengths, row, pairs, half)
 
 
 class MessageLayer(nn.Module):
@@ -142,7 +144,8 @@ class EdgeHead(nn.Module):
         edge = edge + linear(h, other).index_select(0, graph.neighbor)
         none = edge.new_zeros((len(edge), 0)), edge.new_zeros((0, HIDDEN))
         every = torch.arange(len(edge), device=edge.device)
-        return perceptron_of_pairs(linear(h, own), edge, *none, self.second, self.last, graph.center, every)
+        ends = graph.center, every
+        return perceptron_of_pairs(linear(h, own), edge, *none, self.second, self.last, *ends, geometry.half)
 
 
 class TripletHead(nn.Module):
@@ -172,8 +175,9 @@ class TripletHead(nn.Module):
         ends = (directions.index_select(0, e) for e in (pairs.first, pairs.second))
         sine, cosine = sine_and_cosine(*ends)
         features = torch.stack([cosine, sine], 1).to(first.dtype)
+        ends = pairs.first, pairs.second
         return perceptron_of_pairs(
-            first, second, features, angle.T, self.second, self.last, pairs.first, pairs.second
+            first, second, features, angle.T, self.second, self.last, *ends, geometry.half
         )
 
 
@@ -207,6 +211,7 @@ class EMPNN(LatticeModel):
     """
 
     name = "empnn"
+    mixed_precision = True
 
     def __init__(
         self,
@@ -251,9 +256,17 @@ class EMPNN(LatticeModel):
         self.blocks = nn.ModuleList(Deformation(channels, self.fields, positions) for _ in range(kinds))
 
     def forward(self, batch: Batch) -> Relaxation:
+        """Under autocast to bfloat16 only the products that cost most are rounded, and only in training."""
+        device = batch.lattice.device.type
+        half = self.training and torch.is_autocast_enabled(device)
+        half = half and torch.get_autocast_dtype(device) == torch.bfloat16
+        with torch.autocast(device, enabled=False):
+            return self._relaxed(batch, half)
+
+    def _relaxed(self, batch: Batch, half: bool) -> Relaxation:
         lattice, frac_coords = batch.lattice, batch.frac_coords
         pairs = self._triplets(batch) if self.fields.triplet else None
-        geometry = _Geometry.of(batch, lattice, frac_coords, pairs, self.dtype)
+        geometry = _Geometry.of(batch, lattice, frac_coords, pairs, self.dtype, half)
         h = self.atoms(batch.atomic_numbers)
         for layer in self.layers:
             h = layer(h, geometry)
@@ -261,7 +274,7 @@ class EMPNN(LatticeModel):
         for number in range(self.count):
             block = self.blocks[number % len(self.blocks)]
             if number:
-                geometry = _Geometry.of(batch, lattice, frac_coords, pairs, self.dtype)
+                geometry = _Geometry.of(batch, lattice, frac_coords, pairs, self.dtype, half)
             h = block.messages(h, geometry)
             lattice = self._deformed(block, h, geometry, lattice)
             if block.moves is not None:

@@ -346,8 +346,8 @@ def for_its_job(recipe: Recipe) -> Recipe:
         if getattr(recipe.training, key) != TrainingOptions.model_fields[key].default:
             instead = "; set relax.loss" if (job, key) == ("relax", "loss") else ""
             raise RecipeError(f"training.{key}: has no meaning for a model that {what[job]}{instead}")
-    if recipe.training.precision == "bf16":
-        raise RecipeError("training.precision: cells need fp32 or fp64, got 'bf16'")
+    if recipe.training.precision == "bf16" and not getattr(MODELS[name], "mixed_precision", False):
+        raise RecipeError(f"training.precision: {name} has no use for 'bf16'; take fp32 or fp64")
     if job == "relax":
         return recipe.model_copy(update={"relax": recipe.relax or RelaxOptions()})
     if recipe.training.keep == "best":  # nothing chooses weights: the last are kept
