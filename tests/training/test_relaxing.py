@@ -12,12 +12,13 @@ import torch
 import facetry
 from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset, Splits
-from facetry.evaluation.relaxation import Cells, means, relax_scores
+from facetry.evaluation.relaxation import Cells, changes_at_rest, means, relax_scores
 from facetry.geometry.lattice import cell_parameters, volume
 from facetry.graph.batch import Batch
 from facetry.models import EMPNN, FeedForward, Relaxation
 from facetry.models.base import LatticeModel
 from facetry.nn.lattice_losses import Normalisation
+from facetry.tasks.evaluate import learned_task
 from facetry.training import RecipeError, TrainingError, load_recipe
 from facetry.training.noise import displacement_from, disturb, draw_noise, in_cubes, niggli_cells, varied
 from facetry.training.recipe import RelaxOptions, make_recipe
@@ -254,7 +255,29 @@ def test_a_run_leaves_what_it_should(tmp_path) -> None:
     assert model.card.relax["noise"] == 0.2
     scores = facetry.evaluate(model, splits())
     assert scores.length_gain == pytest.approx(run.metrics["test"]["length_gain"], abs=1e-9)
-    assert facetry.evaluate(model, splits(), noise=0.0)["noisy_length_mae"].value < 1e-12
+    still = facetry.evaluate(model, splits(), noise=0.0)
+    assert still["noisy_length_mae"].value < 1e-12
+    before, after = still.cells.noisy[:, :3], still.cells.answer[:, :3]
+    assert still.largest_change == pytest.approx((100 * np.abs(after / before - 1).max(1)).mean())
+    assert "left_alone" not in scores.metrics
+
+
+def test_another_noise_moves_atoms_in_proportion() -> None:
+    run = facetry.train(small(positions=True), splits(), task="relax", noise=0.2, displacement=0.1, **OPTIONS)
+    half, none = (learned_task(run.model, noise) for noise in (0.1, 0))
+    assert (half.noise, half.displacement) == (0.1, 0.05)
+    assert (none.noise, none.displacement) == (0, 0)
+    still = facetry.evaluate(run.model, splits(), noise=0)
+    assert still.noisy_position_rmsd < 1e-12
+    assert still.largest_change >= 0
+
+
+def test_at_rest_nothing_is_moved_and_little_counts_as_alone() -> None:
+    cells = np.array([[4.0, 5, 6, 90, 90, 90], [4, 5, 6, 90, 90, 90], [4, 5, 6, 90, 90, 90]])
+    answer = cells * [[1, 1, 1.009, 1, 1, 1], [1, 0.985, 1.005, 1, 1, 1], [np.nan] * 6]
+    found = changes_at_rest(Cells(cells, cells, answer))
+    np.testing.assert_allclose(found["largest_change"], [0.9, 1.5, np.nan])
+    np.testing.assert_array_equal(found["left_alone"], [100, 0, np.nan])
 
 
 @pytest.mark.parametrize("task", ["denoise", "reconstruct", "relax"])

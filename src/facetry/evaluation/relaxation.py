@@ -3,7 +3,9 @@
     length_gain   mean over crystals and a, b, c of |before - true| - |after - true|, in Å; angles likewise
     length_mae    mean of |after - true|; `noisy_length_mae` that of the input
 
-Zero gain is an answer no better than its input. Every number has a 95 % bootstrap interval over crystals.
+Zero gain is an answer no better than its input. Of crystals at rest: `largest_change`, the mean over crystals
+of the largest relative change of a, b, c, and `left_alone`, the share where it is 1 % at most. Every number
+has a 95 % bootstrap interval over crystals.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ UNITS = {
     "noisy_length_mae": "Å",
     "noisy_angle_mae": "°",
     "noisy_position_rmsd": "Å",
+    "largest_change": "%",
+    "left_alone": "%",
     "energy_change": "eV/atom",
     "energy_improved": "%",
     "noisy_energy_excess": "eV/atom",
@@ -82,6 +86,13 @@ def quantities(cells: Cells, task: str) -> dict[str, Float[np.ndarray, " crystal
         found |= {"position_rmsd": cells.rmsd, "noisy_position_rmsd": cells.noisy_rmsd}
         gains["position_gain"] = cells.noisy_rmsd - cells.rmsd
     return gains | found
+
+
+def changes_at_rest(cells: Cells) -> dict[str, Float[np.ndarray, " crystals"]]:
+    """How far a model moves crystals that need no moving, in percent; NaN where there is no answer."""
+    change = 100.0 * np.abs(cells.answer[:, :3] / cells.noisy[:, :3] - 1.0).max(axis=1)
+    finite = np.isfinite(change)
+    return {"largest_change": change, "left_alone": np.where(finite, 100.0 * (change <= 1.0), np.nan)}
 
 
 def means(cells: Cells, task: str) -> dict[str, float]:

@@ -42,6 +42,8 @@ _NAMES = {
     "noisy_length_mae": "mean error of lengths before",
     "noisy_angle_mae": "mean error of angles before",
     "noisy_position_rmsd": "the same distance before",
+    "largest_change": "largest change of a length, of crystals at rest",
+    "left_alone": "share of crystals at rest whose lengths change by 1 % at most",
     "energy_change": "change of energy",
     "energy_improved": "share of crystals with lower energy",
     "energy_excess": "energy above the true crystal",

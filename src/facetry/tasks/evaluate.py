@@ -16,7 +16,7 @@ from facetry.card import Target
 from facetry.crystal import Crystal, CrystalError
 from facetry.evaluation.energy import energy_gains
 from facetry.evaluation.metrics import RESAMPLES, Scores
-from facetry.evaluation.relaxation import Cells, RelaxScores, relax_scores
+from facetry.evaluation.relaxation import Cells, RelaxScores, changes_at_rest, relax_scores
 from facetry.graph.batch import Batch
 from facetry.models.base import LatticeModel, Relaxation
 from facetry.tasks.inference import Limits, evaluating, run
@@ -55,8 +55,8 @@ def evaluate(
         target: the column of the labels where it is not called like the model's (only) target.
         seed: of the bootstrap.
         fold: of a set that is evaluated by cross-validation.
-        noise: for a model that relaxes crystals: another σ than that of its training; 0 tells how far it
-            moves crystals that are at rest.
+        noise: for a model that relaxes crystals: another σ than that of its training, atoms moved in
+            proportion; 0 tells how far it moves crystals that are at rest.
         calculator: for a model that relaxes crystals: an ASE calculator, for energies before and after.
 
     Regression: mae, rmse (in the target's unit), r2, coverage of the 90 % interval. Classification: accuracy,
@@ -121,7 +121,11 @@ def evaluate_relaxing(
     if calculator is not None:
         before, after, right = ([c for piece in structures for c in piece[i]] for i in range(3))
         extra = energy_gains(before, after, right, calculator)
-    scores = relax_scores(Cells.concatenate(cells), options.task, seed, resamples, extra, source.names)
+    every = Cells.concatenate(cells)
+    still = options.noise == 0 and (options.task == "denoise" or options.displacement == 0)
+    if still and options.task != "reconstruct":
+        extra = changes_at_rest(every) | extra
+    scores = relax_scores(every, options.task, seed, resamples, extra, source.names)
     return replace(scores, failed=scores.failed + len(source.skipped))
 
 
@@ -182,11 +186,14 @@ def _as_crystals(given: Batch, true: Batch, found: Relaxation) -> tuple[list[Cry
 
 
 def learned_task(model: LatticeModel, noise: float | int | None = None) -> RelaxOptions:
-    """What a trained model learned to undo, with another noise if one is given."""
+    """What a trained model learned to undo; with another noise if one is given, on cells and atoms alike."""
     if model.card is None or not model.card.relax:
         raise ValueError("evaluate needs a trained model, this one has learned no task; train it first")
     options = make_relax_options(model.card.relax)
-    return options if noise is None else options.model_copy(update={"noise": float(noise)})
+    if noise is None:
+        return options
+    share = float(noise) / options.noise if options.noise else float(noise > 0)
+    return options.model_copy(update={"noise": float(noise), "displacement": share * options.displacement})
 
 
 def labelled_part(
