@@ -1,4 +1,28 @@
-"""EMPNN against its plain formulas, and its symmetry in every configuration and option."""
+"""EMPNN against its plain formulas, and its symmetry in every configuration and option.
+
+Where every property is tested; bounds float64 / float32, "fields" is
+`nn/test_lattice_fields.py`, "training" is `training/test_relaxing.py`:
+
+    ∂r, ∂θ, ∂A against autograd; symmetric; twice; 1e-12    fields: gradient_fields_against_autograd
+    norm of ∂θ, traces, powers of a scale; 1e-12            fields: norms_traces_and_scaling
+    straight lines and no area, there and back; 1e-5        fields: straight_lines_are_finite_there_and_back
+      the same in whole networks                            hard_cells_stay_cells, slopes_reach_lattice_*
+    all 15 sets of fields and every option; 1e-12           against_plain_formulas
+      and their slopes; 1e-9 relative                       slopes_against_plain_formulas
+    rotation, both hands, limits on and off; 1e-10 / 1e-4   rotation_and_reflection / all_at_once_in_float32
+    translation, order of atoms, other images; 1e-10        translation_and_order
+    words in SL3(Z), positions too; 1e-10                   other_bases
+    supercells deform as cells do; 1e-10                    supercell
+    batches; 1e-12                                          batch_against_single
+    whole shells of neighbours                              graph_against_a_box_of_images
+    element-wise limit breaks O(3); > 1e-3                  fields: the_element_wise_limit_*
+    noise: mean and spread of log det; 3 standard errors    training: volumes_under_noise
+    identity gains nothing, an oracle all; 1e-6             training: identity_gains_nothing_and_an_oracle_all
+    losses: turns, common bases, formulas; 1e-9             fields: losses, riemann_*, metric_and_parameter_*
+      finite slopes                                         training: losses_have_finite_slopes
+    parameter counts; exact                                 parameter_count
+    learns noisy cells by heart                             learns_noisy_cells_by_heart, benchmarks/overfit.py
+"""
 
 from __future__ import annotations
 
