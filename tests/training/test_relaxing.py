@@ -108,18 +108,26 @@ def test_atoms_move_by_as_many_angstroms_as_said() -> None:
     assert abs(float(moved.std()) - 0.05) < 0.05 * 3 / (2 * 24000) ** 0.5
 
 
-def test_varied_noise_is_a_share_of_the_whole() -> None:
-    """Every crystal has one share for lattice and atoms, uniform from 0 to 1."""
+def test_varied_noise_leaves_some_at_rest_and_stretches_some() -> None:
+    """Every crystal has one share for lattice and atoms, uniform from 0 to 1, or 0."""
     options = RelaxOptions(task="relax", vary_noise=True)
     batch = Batch.from_crystals([zoo.nacl()]).select([0] * 4000)
     noise = draw_noise(options, 4000, 8000, generator())
     own = varied(noise, batch.num_atoms, generator())
-    share = (own.strain / noise.strain).flatten(1)
-    assert torch.allclose(share, share[:, :1].expand_as(share), rtol=1e-12)
     by_atom = (own.displacement / noise.displacement).reshape(4000, 6)
-    assert torch.allclose(by_atom, share[:, :1].expand_as(by_atom), rtol=1e-12)
-    assert abs(float(share[:, 0].mean()) - 0.5) < 3 * (1 / 12 / 4000) ** 0.5
-    assert 0 <= float(share.min()) < 0.01 < 0.99 < float(share.max()) <= 1
+    share = by_atom[:, :1]
+    assert torch.allclose(by_atom, share.expand_as(by_atom), rtol=1e-12)
+    away = share[share > 0]
+    assert abs(len(away) / 4000 - 0.75) < 3 * (0.1875 / 4000) ** 0.5
+    assert abs(float(away.mean()) - 0.5) < 3 * (1 / 12 / len(away)) ** 0.5
+    assert float(away.max()) <= 1
+    assert not own.strain[share[:, 0] == 0].any()
+    trace = own.strain.diagonal(dim1=1, dim2=2).sum(1)
+    torch.testing.assert_close(trace, share[:, 0] * noise.strain.diagonal(dim1=1, dim2=2).sum(1))
+    stretched = (own.strain - trace[:, None, None] / 3 * torch.eye(3)).abs().amax((1, 2)) < 1e-15
+    assert abs(float(stretched[share[:, 0] > 0].double().mean()) - 0.25) < 3 * (0.1875 / len(away)) ** 0.5
+    others = ~stretched
+    assert torch.allclose(own.strain[others], share[others][:, :, None] * noise.strain[others], rtol=1e-12)
 
 
 def test_training_varies_its_noise_and_validation_does_not() -> None:

@@ -20,6 +20,8 @@ from facetry.geometry.reduction import niggli_reduce
 from facetry.graph.batch import Batch
 from facetry.training.recipe import RelaxOptions
 
+REST, STRETCHED = 0.25, 0.25  # shares of varied noise
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -45,12 +47,20 @@ def draw_noise(options: RelaxOptions, crystals: int, atoms: int, generator: torc
 
 
 def varied(noise: Noise, num_atoms: Int[Tensor, " crystals"], generator: torch.Generator) -> Noise:
-    """Every crystal with its own share of the noise, uniform from 0 to 1."""
-    share = torch.rand(len(num_atoms), generator=generator, dtype=torch.float64)
+    """A quarter of the crystals at rest, the others each with their own share of the noise, uniform from 0 to
+    1; a quarter of these are only stretched, in all directions alike.
+
+    Strain in one direction splits shells of neighbours, so a model that has seen nothing else takes the whole
+    shells of a symmetric crystal at rest, or at a wrong volume, for something it must change.
+    """
+    draws = torch.rand((len(num_atoms), 3), generator=generator, dtype=torch.float64)
+    share = torch.where(draws[:, 0] < REST, torch.zeros_like(draws[:, 1]), draws[:, 1])
+    stretch = noise.strain.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(3).to(noise.strain)
+    strain = torch.where((draws[:, 2] < STRETCHED)[:, None, None], stretch, noise.strain)
     moved = noise.displacement
     if moved is not None:
         moved = moved * torch.repeat_interleave(share, num_atoms.cpu())[:, None]
-    return Noise(noise.strain * share[:, None, None], moved)
+    return Noise(strain * share[:, None, None], moved)
 
 
 def disturb(batch: Batch, noise: Noise) -> Batch:

@@ -133,8 +133,8 @@ class RelaxOptions(BaseModel):
     )
     vary_noise: bool = Field(
         default=False,
-        description="in training each crystal has its own share of both σ, from 0 to 1: crystals at rest are "
-        "left alone then",
+        description="in training a quarter of the crystals stay at rest, the others have shares of both σ "
+        "from 0 to 1, some only a wrong volume",
     )
     loss: Literal["parameters_mae", "parameters_mse", "metric_mae", "metric_mse", "riemann"] = Field(
         default="parameters_mae", description="between the lattice of the answer and the true one"
