@@ -2,7 +2,8 @@
 
 accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of folds or seeds
 classes    those of them that tell classes
-relaxation those of them that relax lattices
+relaxation those of them that relax lattices, reconstruction those that make them from cubes
+optimiser  benchmarks/relaxation/*.json
 cleaning   benchmarks/cleaning/*.json
 speed      benchmarks/speed/results/*.json
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 README = ROOT.parent / "README.md"
-ORDER = ("cif", "graph", "voronoi", "comformer", "lattice_attention", "ecn", "command_line")
+ORDER = ("cif", "graph", "voronoi", "comformer", "lattice_attention", "ecn", "empnn", "command_line")
 METALS = (
     "accuracy",
     "roc_auc",
@@ -131,6 +132,53 @@ def relaxation() -> str:
     return "\n".join(lines)
 
 
+def reconstruction() -> str:
+    """One line a run: errors of cells that were made from cubes, beside published ones."""
+    heads = "set | network | error of lengths | published | error of angles | published | run | receipt"
+    lines = [f"| {heads} |", "|" + "---|" * 8]
+    for row, names, receipts in _runs("reconstruction"):
+        (receipt,) = receipts
+        found, (length, angle) = receipt["metrics"]["test"], row["published"]
+
+        def error(name: str, digits: int, found: dict = found) -> str:
+            value, lower, upper = (f"{x:.{digits}f}" for x in found[name])
+            return f"{value} ({lower} to {upper})"
+
+        cells = (
+            row["data"],
+            row["model"],
+            f"{error('length_mae', 3)} Å",
+            f"{length:.3f}" if length else "none",
+            f"{error('angle_mae', 2)}°",
+            f"{angle:.3f}" if angle else "none",
+            _effort(row, receipts),
+            _links(names),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def optimiser() -> str:
+    """One line a model: optimiser steps and energies from the disturbed and from the relaxed crystals."""
+    heads = (
+        "model | crystals | optimiser steps: disturbed, relaxed | fewer | energy above: disturbed, relaxed"
+    )
+    lines = [f"| {heads} | lower energy |", "|" + "---|" * 6]
+    for path in sorted((ROOT / "relaxation").glob("*.json")):
+        r = json.loads(path.read_text())
+        steps, above = r["mean_steps"], r["energy_above"]
+        cells = (
+            f"[{path.stem}](benchmarks/relaxation/{path.name})",
+            str(r["crystals"]),
+            f"{steps['before']:.1f}, {steps['after']:.1f}",
+            f"{100 * r['share_with_fewer_steps']:.0f} %",
+            f"{above['before']:.3f}, {above['after']:.3f} {r['unit']}",
+            f"{100 * r['share_with_lower_energy']:.0f} %",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def cleaning() -> str:
     """One column a set: how many crystals are left after each stage."""
     found = [json.loads(path.read_text()) for path in sorted((ROOT / "cleaning").glob("*.json"))]
@@ -169,6 +217,8 @@ def filled(text: str) -> str:
         "accuracy": accuracy,
         "classes": classes,
         "relaxation": relaxation,
+        "reconstruction": reconstruction,
+        "optimiser": optimiser,
         "cleaning": cleaning,
         "speed": speed,
     }
