@@ -39,6 +39,21 @@ def test_page(tmp_path) -> None:
     assert "Content-Security-Policy" in page
 
 
+def test_moved_atoms_are_drawn_where_the_true_ones_are() -> None:
+    """Atoms that left a corner, over the face or with a common shift, keep their eight images."""
+    true = zoo.nacl()
+    rng = np.random.default_rng(3)
+    shift = 0.02 * rng.normal(size=true.frac_coords.shape)
+    moved = true.replace(frac_coords=true.frac_coords + shift + [0.3, 0.9, -2.0])
+    text = "".join(crystal_view([(true, moved, true)]))
+    views = json.loads(re.search(r'id="crystal-data">(.*?)</script>', text, re.DOTALL)[1])[0]["views"]
+    assert [a[0] for a in views[0]["atoms"]] == [a[0] for a in views[1]["atoms"]]
+    first, second = (np.array([a[1:] for a in v["atoms"]]) for v in views[:2])
+    apart = (shift - shift.mean(0)) @ true.lattice
+    assert np.abs(second - first).max() < np.abs(apart).max() + 2e-3
+    assert np.abs(second - first).max() > 0.01
+
+
 def test_no_crystals_no_script(tmp_path) -> None:
     assert crystal_view([]) == []
     assert "<script" not in write_report(tmp_path, scores("reconstruct")).read_text(encoding="utf-8")

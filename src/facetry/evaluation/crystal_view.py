@@ -58,14 +58,18 @@ def turned_onto(
     return u @ v
 
 
-def _drawn(crystal: Crystal, onto: Crystal) -> dict[str, Any]:
-    """Atoms in and on the cell, and its twelve edges, in Å."""
-    lattice = crystal.lattice @ turned_onto(crystal.lattice, onto.lattice)
-    frac = crystal.frac_coords - np.floor(crystal.frac_coords + _EDGE)
+def _drawn(crystal: Crystal, true: Crystal) -> dict[str, Any]:
+    """Atoms in and on the cell, and its twelve edges, in Å. The true crystal tells which images are on the
+    cell, so that all three show the same atoms; a common shift of all atoms means nothing and is left out."""
+    lattice = crystal.lattice @ turned_onto(crystal.lattice, true.lattice)
+    frac = true.frac_coords - np.floor(true.frac_coords + _EDGE)
     corners = np.array(list(np.ndindex(2, 2, 2)))
     near = (frac[:, None] <= _EDGE) | (corners[None] == 0)
     atom, image = np.nonzero(near.all(axis=2))
-    points = (frac[atom] + corners[image] - 0.5) @ lattice
+    moved = crystal.frac_coords - true.frac_coords
+    moved = moved - moved.round()
+    moved = moved - moved.mean(axis=0)
+    points = (frac[atom] + moved[atom] + corners[image] - 0.5) @ lattice
     ends = [(a, b) for i, a in enumerate(corners) for b in corners[i + 1 :] if int(np.abs(a - b).sum()) == 1]
     lines = [[((p - 0.5) @ lattice).round(3).tolist() for p in pair] for pair in ends]
     symbols, places = crystal.symbols, (points.round(3) + 0.0).tolist()

@@ -51,8 +51,8 @@ def energy_gains(
     return {
         "energy_change": change,
         "energy_improved": np.where(np.isnan(change), np.nan, 100.0 * (change < 0)),
-        "noisy_energy_excess": noisy - right,
         "energy_excess": relaxed - right,
+        "noisy_energy_excess": noisy - right,
     }
 
 
