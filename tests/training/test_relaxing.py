@@ -349,7 +349,7 @@ def test_a_small_network_learns_to_undo_noise() -> None:
 @pytest.mark.parametrize("data", ["carbon24", "mp20", "perov5"])
 @pytest.mark.parametrize("kind", ["", "-cpu"])
 def test_cubes_can_grow_to_any_cell(data: str, kind: str) -> None:
-    """Blocks that multiply lengths by exp(β/√3) at most go from 1 Å to 40; with 1 + B and β = 0.5 it is 2.8."""
+    """Blocks that multiply lengths by exp(β/√3) at most go from 1 Å to 40; 1 + B and β = 0.5 end at 2.8."""
     model = load_recipe(f"empnn-reconstruct-{data}{kind}").model
     assert model["exponential"] == "exact"
     assert np.exp(model["limit"] / 3**0.5) ** model.get("blocks", 4) > 40
