@@ -400,7 +400,8 @@ def predict(
 def tally(count: dict[str, int]) -> str:
     """`3 rows: 2 ok, 1 failed`."""
     parts = [f"{count[name]} {name}" for name in ("ok", "kept", "skipped", "failed") if name in count]
-    return f"{sum(count.values())} rows: {', '.join(parts)}"
+    rows = sum(count.values())
+    return f"{rows} row{'s' * (rows != 1)}: {', '.join(parts)}"
 
 
 class Printer:

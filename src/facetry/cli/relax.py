@@ -59,7 +59,7 @@ def relax(
     relaxed.
 
     \b
-    facetry relax runs/relax structures/ -o relaxed
+    facetry relax empnn-mp20 structures/ -o relaxed
     facetry relax runs/relax "*.cif" more.zip -o relaxed --json
     """
     from facetry.tasks.predict import as_model
