@@ -94,6 +94,8 @@ def generate(
     if call["method"] not in ("rs", "template"):  # those compute nothing on a device
         options |= {"batch_size": batch_size} if batch_size is not None else {}
         options |= {"device": choose_device(device)}
+    if call["method"] in ("pso", "bo") and call["energy"] is None:
+        raise Mistake(f"--method {call['method']}: what is minimised? Give --energy, a model or emt")
     source, ranking = make_method_with_energy(call["method"], _energy(call["energy"]), **options)
     arguments = {name: call[name] for name in ("count", "seed", "atoms", "draws", "relax", "predict")}
     maker = Maker(source, energy=ranking, **arguments)

@@ -53,6 +53,8 @@ __all__ = [
 METHODS: dict[str, str] = {
     "rs": "facetry.tasks.random_search:RandomSearch",
     "template": "facetry.tasks.templates:Templates",
+    "pso": "facetry.tasks.swarm:ParticleSwarm",
+    "bo": "facetry.tasks.bayesian:BayesianSearch",
     "continuousp": "facetry.tasks.energy_chains:EnergyChains",
 }
 """Methods, and models that generate, by name -> where the class of the method is. The class of a model's
@@ -238,7 +240,8 @@ def _construct(name: str, first: list[Any], options: dict[str, Any]) -> Method:
         if p.default is p.empty and p.name != "model" and p.name not in options
     ]
     if needed:
-        raise ValueError(f"{name}: the option {needed[0]!r} is needed, such as {needed[0]}='perov5'")
+        such = {"data": "'perov5'", "energy": "'runs/formation-energy'"}.get(needed[0], "...")
+        raise ValueError(f"{name}: the option {needed[0]!r} is needed, such as {needed[0]}={such}")
     return make(*first, **options)
 
 
