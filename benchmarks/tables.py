@@ -4,6 +4,7 @@ accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside i
 classes    those of them that tell classes
 relaxation those of them that relax lattices, reconstruction those that make them from cubes
 optimiser  benchmarks/relaxation/*.json
+generation those of them that find crystals again from their formulas
 cleaning   benchmarks/cleaning/*.json
 speed      benchmarks/speed/results/*.json
 """
@@ -179,6 +180,35 @@ def optimiser() -> str:
     return "\n".join(lines)
 
 
+def generation() -> str:
+    """One line a method: how many test crystals its candidates match, how closely, beside published numbers."""
+    heads = (
+        "set | method | match rate: first, of 20 | the same, valid | RMSE of 20 | METRe, cRMSE | published"
+    )
+    lines = [f"| {heads} | run | receipt |", "|" + "---|" * 9]
+    for row, names, receipts in _runs("generation"):
+        (receipt,) = receipts
+        scores = {(s["k"], s["valid_only"]): s for s in receipt["scores"]}
+        most = max(k for k, _ in scores)
+        every = scores[most, False]
+        rate = {v: [f"{100 * scores[k, v]['match_rate']:.1f}" for k in (1, most)] for v in (False, True)}
+        low, high = next(i for i in receipt["intervals"] if i["k"] == most)["match_rate"]
+        published = ", ".join(f"{n} {m:.2f} %, {r:.4f}" for n, (m, r) in row.get("published", {}).items())
+        cells = (
+            row["data"],
+            row["model"],
+            f"{rate[False][0]} %, {rate[False][1]} % ({100 * low:.1f} to {100 * high:.1f})",
+            f"{rate[True][0]} %, {rate[True][1]} %",
+            "none" if every["rmse"] is None else f"{every['rmse']:.4f}",
+            f"{100 * every['metre']:.1f} %, {every['crmse']:.4f}",
+            published or "none",
+            _effort(row, receipts),
+            _links(names),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def cleaning() -> str:
     """One column a set: how many crystals are left after each stage."""
     found = [json.loads(path.read_text()) for path in sorted((ROOT / "cleaning").glob("*.json"))]
@@ -219,6 +249,7 @@ def filled(text: str) -> str:
         "relaxation": relaxation,
         "reconstruction": reconstruction,
         "optimiser": optimiser,
+        "generation": generation,
         "cleaning": cleaning,
         "speed": speed,
     }

@@ -197,7 +197,8 @@ def evaluate(
 ) -> int:
     """Errors of a model on labelled crystals, each with a 95 % bootstrap interval.
 
-    A model that relaxes needs no labels: it gets crystals with noise, and what it undoes is measured.
+    A model that relaxes needs no labels: it gets crystals with noise, and what it undoes is measured. Nor
+    does an energy: does it rise where atoms are moved and cells are scaled?
 
     \b
     facetry evaluate runs/a --data perov5 --split test
@@ -210,7 +211,7 @@ def evaluate(
     from facetry.tasks.predict import as_model
 
     set_threads(threads)
-    network = as_model(model, ("predict", "relax"))
+    network = as_model(model, ("predict", "relax", "generate"))
     card = network.card
     assert card is not None
     labelled = _divided_as_trained(model, data, target) or data or _training_data(model, card)
@@ -225,6 +226,12 @@ def evaluate(
             written = "report.html, scores.json, cells.csv, cells.png"
             _write_cells(out / "cells.csv", scores)
             (out / "cells.png").write_bytes(cell_plot(scores))
+        elif network.job == "generate":
+            from facetry.evaluation.landscape_plot import landscape_plot
+
+            written = "report.html, scores.json, landscape.csv, landscape.png"
+            _write_landscape(out / "landscape.csv", scores)
+            (out / "landscape.png").write_bytes(landscape_plot(scores))
         else:
             written = "report.html, scores.json, predictions.csv, parity plot"
             _write_predictions(out / "predictions.csv", card, scores)
@@ -316,6 +323,29 @@ def _write_cells(path: Path, scores: Any) -> None:
                 for name, *row in zip(scores.names, *tables, strict=True)
             ]
         )
+
+
+def _write_landscape(path: Path, scores: Any) -> None:
+    """landscape.csv: the points of the figure."""
+    from facetry.evaluation.landscape import FACTORS
+    from facetry.tasks.tables import TableWriter
+
+    columns = {"name": "text", "change": "text", "size": "float", "rise": "float"}
+    rows = []
+    for found in (scores.one, scores.all):
+        for name, sizes, rises in zip(found.names, found.distance.tolist(), found.rise.tolist(), strict=True):
+            change = f"{found.atoms} moved"
+            rows += [
+                dict(zip(columns, (name, change, *p), strict=True)) for p in zip(sizes, rises, strict=True)
+            ]
+    for name, energies in zip(scores.one.names, scores.scaled, strict=True):
+        above = (energies - energies[len(FACTORS) // 2]).tolist()
+        rows += [
+            dict(zip(columns, (name, "scaled", *p), strict=True))
+            for p in zip(FACTORS.tolist(), above, strict=True)
+        ]
+    with TableWriter(path, columns) as table:
+        table.write(rows)
 
 
 def predict(

@@ -190,8 +190,11 @@ class Relaxer:
 
     def __call__(self, crystals: Any) -> list[Crystal]:
         """The relaxed crystals, one for each crystal that could be read."""
-        found = relax(self.model, crystals, self.batch_size, self.device, self.guard)
-        return [r.crystal for r in found if r.crystal is not None]
+        return [r.crystal for r in self.results(crystals) if r.crystal is not None]
+
+    def results(self, crystals: Any) -> list[Relaxed]:
+        """What became of every crystal."""
+        return relax(self.model, crystals, self.batch_size, self.device, self.guard)
 
     def items(self, items: Iterable[Item]) -> Iterator[Item]:
         """Inputs with relaxed crystals in the place of those that were given; bad inputs pass with their
