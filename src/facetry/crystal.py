@@ -235,7 +235,7 @@ class Crystal:
 
     # --- other cells ---------------------------------------------------------------------------
 
-    def supercell(self, matrix: int | Sequence[float] | ArrayLike) -> Crystal:
+    def supercell(self, matrix: int | Sequence[int] | ArrayLike) -> Crystal:
         """The same crystal in the cell whose vectors are `matrix @ lattice`.
 
         Args:

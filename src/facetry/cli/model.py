@@ -366,6 +366,9 @@ def predict(
     relax: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Relax structures with this model first.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the table of a call that was killed.")
+    ] = False,
 ) -> int:
     """Values with unit and 90 % interval for structures; every input gets a row, good or bad.
 
@@ -377,30 +380,52 @@ def predict(
     \b
     facetry predict runs/a structures/ -o out.csv
     facetry predict runs/a "*.cif" more.zip table.parquet --json
+    facetry predict runs/a structures/ -o out.csv --resume
     """
+    import torch
+
+    from facetry.tasks.inference import Limits
     from facetry.tasks.predict import as_model, predictions, table_columns, targets_of
     from facetry.tasks.sources import check_places, items_of_paths
     from facetry.tasks.tables import TableWriter, check_suffix
+    from facetry.tasks.unfinished import Finished, fingerprint, finished_part
 
     if out is not None:
         check_suffix(out)
+    elif resume:
+        raise Mistake("--resume goes on with a table; name it with -o")
     check_places(paths)
     set_threads(threads)
     network = as_model(model)
     if one_frame:
         network.one_frame_graph()  # a model without frames says so before anything is written
     place = choose_device(device)
-    columns = table_columns(targets_of(network))
+    targets = targets_of(network)
+    columns = table_columns(targets)
+    table, done = None, Finished(Path())
+    if out is not None:
+        about = {
+            "MODEL": fingerprint(_folder_of(model)),
+            "--relax": None if relax is None else fingerprint(_folder_of(relax)),
+            "--one-frame": one_frame,
+            "--batch-size": batch_size,
+        }
+        if resume:
+            limits = Limits.for_device(torch.device(place), batch_size)
+            done = finished_part(out, columns, about, len(targets), limits)
+        if done.complete:
+            print(f"{tally(done.count)}; {out} is complete", file=sys.stderr)
+            return OK if set(done.count) <= {"ok"} else SOME_FAILED
+        table = TableWriter(out, columns, about, done.size)
     printer = Printer(list(columns), as_json, out is not None)
-    count: dict[str, int] = {}
+    count = dict(done.count)
     progress = Progress("predicted")
-    items = items_of_paths(paths, workers)
+    items = items_of_paths(paths, workers, done.sources())
     if relax is not None:
         from facetry.tasks.relax import Relaxer
 
         items = Relaxer(relax, batch_size, place).items(items)
     results = predictions(network, items, batch_size, place, one_frame)
-    table = TableWriter(out, columns) if out is not None else None
     try:
         for group in groups(results):
             rows = [p.row() for p in group]
@@ -414,7 +439,10 @@ def predict(
         if table is not None:
             table.__exit__(*sys.exc_info())
             if isinstance(error, KeyboardInterrupt):
-                raise Stopped(f"stopped; {table.rows} finished rows are in {table.growing}") from None
+                raise Stopped(
+                    f"stopped; {sum(count.values())} finished rows are in {table.growing}; "
+                    "the same command with --resume goes on"
+                ) from None
         raise
     finally:
         results.close()
