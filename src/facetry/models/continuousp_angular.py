@@ -33,21 +33,23 @@ from facetry.nn.pair_moments import DEGREES, ImageLists, Moments, pair_moments, 
 from facetry.nn.segment import segment_mean
 
 _SCALE = 0.1  # of sums over about 113 neighbours
-_CHUNK = 192  # crystals of a chain worked on at once on the CPU, near its cache
-_CHUNK_GPU = 1 << 14
+_CHUNK = 480  # atoms worked on at once on the CPU, near its cache
+_CHUNK_GPU = 1 << 16
 
 
 class AngularLayer(nn.Module):
     """One update of the vectors of atoms."""
 
-    def __init__(self, channels: int, basis: int) -> None:
+    def __init__(self, channels: int, angular: int, basis: int) -> None:
         super().__init__()
-        self.neighbor = nn.Linear(channels, channels)
-        degrees = DEGREES + 1
-        self.filter = nn.Parameter(torch.randn(degrees, basis, channels) / basis**0.5)
-        self.left = nn.Parameter(torch.randn(DEGREES, channels, channels) / channels**0.5)
-        self.right = nn.Parameter(torch.randn(DEGREES, channels, channels) / channels**0.5)
-        self.inner = nn.Linear((2 + DEGREES) * channels, 2 * channels)
+        self.neighbor = nn.Linear(channels, channels + DEGREES * angular)
+        self.sizes = [channels] + [angular] * DEGREES
+        self.filters = nn.ParameterList(
+            nn.Parameter(torch.randn(basis, size) / basis**0.5) for size in self.sizes
+        )
+        self.left = nn.Parameter(torch.randn(DEGREES, angular, angular) / angular**0.5)
+        self.right = nn.Parameter(torch.randn(DEGREES, angular, angular) / angular**0.5)
+        self.inner = nn.Linear(2 * channels + DEGREES * angular, 2 * channels)
         self.outer = nn.Linear(2 * channels, channels)
 
     def forward(
@@ -60,12 +62,12 @@ class AngularLayer(nn.Module):
         b = self.neighbor(h)
         to_first, to_second = b.index_select(0, second)[:, None], b.index_select(0, first)[:, None]
         features = [h]
-        for degree, g in enumerate(moments):
-            rows = g @ self.filter[degree]
+        ends = zip(to_first.split(self.sizes, 2), to_second.split(self.sizes, 2), strict=True)
+        for degree, (g, (near, far)) in enumerate(zip(moments, ends, strict=True)):
+            rows = g @ self.filters[degree]
             sign = -_SCALE if degree % 2 else _SCALE
             a = h.new_zeros((len(h), *rows.shape[1:]))
-            a = a.index_add(0, first, rows * to_first, alpha=_SCALE)
-            a = a.index_add(0, second, rows * to_second, alpha=sign)
+            a = a.index_add(0, first, rows * near, alpha=_SCALE).index_add(0, second, rows * far, alpha=sign)
             if degree == 0:
                 features.append(a[:, 0])
             else:
@@ -76,7 +78,7 @@ class AngularLayer(nn.Module):
 class AngularContinuouSP(EnergyModel):
     """Energy with angles to draw structures from.
 
-    `channels` of an atom, `layers`, `basis` Gaussians of the distance; `density_weight` is λ and `density` ρ0
+    `channels` of an atom, `angular` channels of each degree, `layers`, `basis` Gaussians of the distance; `density_weight` is λ and `density` ρ0
     in atoms/Å³. Elements 1 to 100.
 
     Invariant under rotation, reflection, translation, atom order, choice of cell and supercell, and
@@ -90,12 +92,14 @@ class AngularContinuouSP(EnergyModel):
         *,
         channels: int = 48,
         layers: int = 2,
+        angular: int = 16,
         basis: int = 16,
         density_weight: float | int = 0.1,
         density: float | int = 0.05,
     ) -> None:
         super().__init__()
-        for what, number, least in (("channels", channels, 1), ("layers", layers, 1), ("basis", basis, 2)):
+        sizes = (("channels", channels, 1), ("layers", layers, 1), ("angular", angular, 1), ("basis", basis, 2))
+        for what, number, least in sizes:
             if number < least:
                 raise ValueError(f"continuousp_angular: expected {what} of at least {least}, came {number}")
         if not density > 0:
@@ -104,7 +108,7 @@ class AngularContinuouSP(EnergyModel):
         self.graph = NoGraph()
         self.basis = basis
         self.elements = nn.Embedding(ELEMENTS, channels)
-        self.layers = nn.ModuleList(AngularLayer(channels, basis) for _ in range(layers))
+        self.layers = nn.ModuleList(AngularLayer(channels, angular, basis) for _ in range(layers))
         self.hidden = nn.Linear(channels, 2 * channels)
         self.out = nn.Linear(2 * channels, 1)
 

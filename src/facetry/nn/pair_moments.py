@@ -27,7 +27,8 @@ DEGREES = 3  # l goes from 0 to 3
 MOMENTS = (DEGREES + 1) ** 2
 SOFT = 0.5  # Å, δ
 FARTHEST = 12.0  # Å, the last centre
-_BUCKETS = 6  # groups of pairs with about as many images, each padded by itself
+_BUCKET = 4096  # images, padded ones too, that are worked on at once on the CPU, near its cache
+_BUCKET_GPU = 1 << 22
 
 
 def _harmonics() -> Float[Tensor, "16 20"]:
@@ -125,13 +126,16 @@ class ImageLists:
     ) -> ImageLists:
         """From the table of `facetry.graph.images`."""
         order = torch.argsort(count, descending=True, stable=True)
-        rows, images, inside = [], [], []
-        for part in torch.tensor_split(order, min(_BUCKETS, max(1, len(order)))):
-            number = count[part]
-            most = int(number[0]) if len(part) else 0
+        numbers = count[order].tolist()
+        limit = _BUCKET if count.device.type == "cpu" else _BUCKET_GPU
+        rows, images, inside, first = [], [], [], 0
+        while first < len(numbers):
+            most = max(numbers[first], 1)
+            part = order[first : first + max(1, limit // most)]
             rows.append(part)
             images.append(image[:most, part].transpose(0, 1).contiguous())
-            inside.append(torch.arange(most, device=count.device)[None] < number[:, None])
+            inside.append(torch.arange(len(image[:most]), device=count.device)[None] < count[part][:, None])
+            first += len(part)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
         return ImageLists(pairs, rows, images, inside, place)
@@ -142,16 +146,14 @@ class _Bucket:
     """What pulling and pushing need of one bucket; all in the network's precision."""
 
     rows: Tensor
-    inside: Tensor
     v: Tensor  # 3, pairs, images
     w: Tensor
     soft: Tensor  # 1 / √(d² + δ²)
     d: Tensor
-    reach: Tensor
     omega: Tensor
     slope: Tensor  # -π sin(π d / R) / R: ω by d
     phi: Tensor  # size, pairs, images
-    by_log: Tensor  # φ' = φ by_log / (1 + d)
+    log: Tensor  # ln(1 + d / Å) in spacings: φ_k' = φ_k (k - log) / (spacing (1 + d))
     monomials: Tensor
 
 
@@ -187,14 +189,11 @@ class Moments:
             omega = torch.where(inside, 1 + torch.cos(angle), 0.0)
             slope = torch.where(inside, torch.sin(angle) * (-math.pi / reach), 0.0)
             spacing, centers = _centers(size, d)
-            apart = (torch.log1p(d) / spacing)[None] - centers
-            phi = torch.exp(-0.5 * apart.square())
+            log = torch.log1p(d).div_(spacing)
+            phi = (log[None] - centers).square_().mul_(-0.5).exp_()
             w = v * soft
             m = monomials(w)
-            by_log = apart.mul_(-1.0 / spacing)
-            self.buckets.append(
-                _Bucket(rows, inside, v, w, soft, d, reach, omega, slope, phi, by_log, m)
-            )
+            self.buckets.append(_Bucket(rows, v, w, soft, d, omega, slope, phi, log, m))
             values.append(torch.bmm(m.permute(1, 0, 2), (phi * omega).permute(1, 2, 0)))
         raw = torch.cat(values).index_select(0, lists.place)
         self.value: Float[Tensor, "pairs 16 size"] = self.harmonics @ raw
@@ -204,19 +203,20 @@ class Moments:
     ) -> tuple[Float[Tensor, "atoms 3"], Float[Tensor, "crystals 3 3"]]:
         """Slopes in Cartesian positions (1/Å) and in strain, W of `Evaluation`, from slopes in G."""
         pairs, exact = self.lists.pairs, self.exact
+        spacing, centers = _centers(self.size, by_g)
         by_raw = self.harmonics.T @ by_g
+        by_raw = torch.cat([by_raw, by_raw * centers.view(-1)], 1)
         by_vector, by_cell = [], []
         for b in self.buckets:
-            by = by_raw.index_select(0, b.rows)
-            chi = b.phi * b.omega
-            by_m = torch.bmm(by, chi.permute(1, 0, 2)).permute(1, 0, 2)
-            by_chi = torch.bmm(by.transpose(1, 2), b.monomials.permute(1, 0, 2)).permute(1, 0, 2)
-            at_phi = by_chi * b.phi
-            by_omega = at_phi.sum(0)
-            by_d = (at_phi * b.by_log).sum(0) * b.omega / (1 + b.d) + by_omega * b.slope
-            by_w = monomial_slopes(b.w, by_m)
+            # what multiplies ω M_a(w), and the same weighted with the number of the Gaussian
+            by = torch.bmm(by_raw.index_select(0, b.rows), b.phi.permute(1, 0, 2))
+            by_m, by_number = by.permute(1, 0, 2).split(len(b.monomials))
+            by_omega = (b.monomials * by_m).sum(0)
+            by_phi = (b.monomials * by_number).sum(0).addcmul_(b.log, by_omega, value=-1)
+            by_d = by_phi * b.omega / ((1 + b.d) * spacing) + by_omega * b.slope
+            by_w = monomial_slopes(b.w, by_m).mul_(b.omega)
             along = (by_w * b.w).sum(0)
-            force = (by_w - b.w * along) * b.soft + b.v * (by_d / b.d)
+            force = (by_w.addcmul_(b.w, along, value=-1)).mul_(b.soft).addcmul_(b.v, by_d / b.d)
             # ω depends on d / R, so by R it is -(d / R) times its slope by d
             by_reach = (by_omega * b.slope * b.d).sum(1) * (-1.0 / 3.0)
             by_vector.append(force.sum(2).T)
@@ -238,6 +238,7 @@ class Moments:
         pairs = self.lists.pairs
         step = move.index_select(0, pairs.second) - move.index_select(0, pairs.first)
         grown = strain.diagonal(dim1=1, dim2=2).sum(1) / 3  # of ln R
+        spacing, centers = _centers(self.size, self.value)
         values = []
         for b in self.buckets:
             crystal = pairs.crystal.index_select(0, b.rows)
@@ -246,7 +247,8 @@ class Moments:
             dd = (b.v * dv).sum(0) / b.d
             dw = (dv - b.w * (b.w * dv).sum(0)) * b.soft
             d_omega = b.slope * (dd - b.d * grown.index_select(0, crystal).to(b.v)[:, None])
-            d_chi = b.phi * (b.by_log * (b.omega * dd / (1 + b.d)) + d_omega)
+            rate = b.omega * dd / ((1 + b.d) * spacing)
+            d_chi = b.phi * ((centers - b.log) * rate + d_omega)
             d_m = monomial_changes(b.w, dw)
             chi = b.phi * b.omega
             value = torch.bmm(d_m.permute(1, 0, 2), chi.permute(1, 2, 0))
