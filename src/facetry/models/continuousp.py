@@ -45,9 +45,9 @@ def cutoffs(
 
 
 class DistanceFilter(nn.Module):
-    """φ: Gaussians exp(-(d - μ)² / 2 w²) with centres Δ apart. "broad": μ from 0 to 20 Å, w = 3Δ, as published;
-    "sharp": μ from 0 to 12 Å, w = Δ; "narrow": μ from 0 to R, in units of R, w = Δ, so that no Gaussian lies
-    beyond the cutoff and only the density term knows what an Å is."""
+    """φ: Gaussians exp(-(d - μ)² / 2 w²) with centres Δ apart. "broad": μ from 0 to 20 Å, w = 3Δ, as
+    published; "sharp": μ from 0 to 12 Å, w = Δ; "narrow": μ from 0 to R, in units of R, w = Δ, so that no
+    Gaussian lies beyond the cutoff and only the density term knows what an Å is."""
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ class ContinuouSP(EnergyModel):
 
     Defaults are the network published for Perov-5, 23 297 parameters; 64 channels, 6 layers and 4 linear maps
     behind the mean (`head_layers`) are that for MP-20 and MPTS-52, 168 705. `basis` is "broad" as published,
-    "sharp" or "narrow" (`DistanceFilter`), of `basis_size` Gaussians (None: as many as channels). `density_weight` is
-    λ and `density` ρ0 in atoms/Å³.
+    "sharp" or "narrow" (`DistanceFilter`), of `basis_size` Gaussians (None: as many as channels).
+    `density_weight` is λ and `density` ρ0 in atoms/Å³.
 
     Invariant under rotation, reflection, translation, atom order, choice of cell and supercell, and
     continuous with its slopes where atoms cross the cutoff.

@@ -1,11 +1,11 @@
 """ContinuouSP with angles: the same law of structures, an energy that sees directions and costs less.
 
-The published energy reads distances only, through Gaussians of 2 Å, and puts every image of every pair through
-a gate in every layer. Here the images of a pair are summed first, with their directions
+The published energy reads distances only, through Gaussians of 2 Å, and puts every image of every pair
+through a gate in every layer. Here the images of a pair are summed first, with their directions
 (`facetry.nn.pair_moments`), and gates follow:
 
-    h_i = element        A_i[lm] = Σ_j (B h_j) ⊙ (D_l G_ij[lm]) / 10        q_l = Σ_m (U_l A[lm]) ⊙ (V_l A[lm])
-    h_i ← h_i + W' silu(W [h_i ∥ A_i[00] ∥ q_1 ∥ q_2 ∥ q_3])                                  twice
+    h_i = element      A_i[lm] = Σ_j (B h_j) ⊙ (D_l G_ij[lm]) / 10      q_l = Σ_m (U_l A[lm]) ⊙ (V_l A[lm])
+    h_i ← h_i + W' silu(W b(h_i ∥ A_i[00] ∥ q_1 ∥ q_2 ∥ q_3)),    b(x) = x / √(1 + x² / 25)          twice
     E = mean over atoms of e(h_i) + λ ln²(ρ / ρ0)        e: a perceptron of one hidden layer
 
 Every neighbour carries the envelope ω of ContinuouSP (arXiv 2502.02026), cutoff R = 3 (V / n)^(1/3), so E is
@@ -33,6 +33,7 @@ from facetry.nn.pair_moments import DEGREES, ImageLists, Moments, pair_moments, 
 from facetry.nn.segment import segment_mean
 
 _SCALE = 0.1  # of sums over about 113 neighbours
+_BOUND = 5.0  # of what a layer reads, so that no crystal, however odd, has an energy without bounds
 _CHUNK = 480  # atoms worked on at once on the CPU, near its cache
 _CHUNK_GPU = 1 << 16
 
@@ -55,7 +56,7 @@ class AngularLayer(nn.Module):
     def forward(
         self,
         h: Float[Tensor, "atoms channels"],
-        moments: list[Float[Tensor, "pairs m basis"]],
+        moments: list[Float[Tensor, "pairs _ basis"]],
         first: Int[Tensor, " pairs"],
         second: Int[Tensor, " pairs"],
     ) -> Float[Tensor, "atoms channels"]:
@@ -72,14 +73,16 @@ class AngularLayer(nn.Module):
                 features.append(a[:, 0])
             else:
                 features.append(((a @ self.left[degree - 1]) * (a @ self.right[degree - 1])).sum(1))
-        return h + self.outer(silu(self.inner(torch.cat(features, 1))))
+        x = torch.cat(features, 1)
+        x = x * (1 + (x / _BOUND).square()).rsqrt()
+        return h + self.outer(silu(self.inner(x)))
 
 
 class AngularContinuouSP(EnergyModel):
     """Energy with angles to draw structures from.
 
-    `channels` of an atom, `angular` channels of each degree, `layers`, `basis` Gaussians of the distance; `density_weight` is λ and `density` ρ0
-    in atoms/Å³. Elements 1 to 100.
+    `channels` of an atom, `angular` channels of each degree, `layers`, `basis` Gaussians of the distance;
+    `density_weight` is λ and `density` ρ0 in atoms/Å³. Elements 1 to 100.
 
     Invariant under rotation, reflection, translation, atom order, choice of cell and supercell, and
     continuous with its slopes where atoms cross the cutoff.
@@ -94,11 +97,16 @@ class AngularContinuouSP(EnergyModel):
         layers: int = 2,
         angular: int = 16,
         basis: int = 16,
-        density_weight: float | int = 0.1,
+        density_weight: float | int = 0.3,
         density: float | int = 0.05,
     ) -> None:
         super().__init__()
-        sizes = (("channels", channels, 1), ("layers", layers, 1), ("angular", angular, 1), ("basis", basis, 2))
+        sizes = (
+            ("channels", channels, 1),
+            ("layers", layers, 1),
+            ("angular", angular, 1),
+            ("basis", basis, 2),
+        )
         for what, number, least in sizes:
             if number < least:
                 raise ValueError(f"continuousp_angular: expected {what} of at least {least}, came {number}")
@@ -117,8 +125,8 @@ class AngularContinuouSP(EnergyModel):
         wrong = sorted({int(z) for z in atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > ELEMENTS)]})
         if wrong:
             raise ValueError(
-                f"continuousp_angular: expected elements 1 (H) to {ELEMENTS} (Fm), came atomic numbers {wrong};"
-                " leave these crystals out"
+                f"continuousp_angular: expected elements 1 (H) to {ELEMENTS} (Fm), came atomic numbers"
+                f" {wrong}; leave these crystals out"
             )
 
     def _lists(self, batch: Batch) -> ImageLists:

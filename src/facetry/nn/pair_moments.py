@@ -7,9 +7,9 @@ that nothing is singular where two atoms meet. Gaussians φ lie evenly in ln(1 +
 wide where only shells matter. The sum over images is one small matrix product a pair, and every layer of a
 network reads the same G. The pair (j, i) has G_ji[lm] = (-1)^l G_ij[lm].
 
-A network that reads G has slopes in positions and cell by the chain rule: `Moments.pull` takes slopes in G to
-slopes in positions and strain, `Moments.push` takes changes of positions and strain to changes of G. No weight
-is in between, so a loss on slopes needs the second derivatives of the network alone (`slopes`).
+A network that reads G has slopes in positions and cell by the chain rule: `Moments.pull` takes slopes in G
+to slopes in positions and strain, `Moments.push` takes changes of positions and strain to changes of G. No
+weight is in between, so a loss on slopes needs the second derivatives of the network alone (`slopes`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def _harmonics() -> Float[Tensor, "16 20"]:
     """Real solid harmonics, Σ_m Y_lm² = |w|^2l, in the monomials 1; x y z; xx yy zz xy yz zx; xxx yyy zzz xxy
     yyz zzx xxz yyx zzy xyz."""
     r3, r6, r10, r15 = (math.sqrt(n) for n in (3.0, 6.0, 10.0, 15.0))
-    names = "1 x y z xx yy zz xy yz zx xxx yyy zzz xxy yyz zzx xxz yyx zzy xyz".split()
+    names = ["1", "x", "y", "z", "xx", "yy", "zz", "xy", "yz", "zx"]
+    names += ["xxx", "yyy", "zzz", "xxy", "yyz", "zzx", "xxz", "yyx", "zzy", "xyz"]
     rows = [
         {"1": 1},
         {"x": 1},
@@ -69,7 +70,9 @@ def monomials(w: Float[Tensor, "3 *items"]) -> Float[Tensor, "20 *items"]:
     one, two = w.roll(-1, 0), w.roll(-2, 0)  # y z x, z x y
     squares, mixed = w * w, w * one
     last = (mixed[0] * w[2])[None]
-    return torch.cat([torch.ones_like(last), w, squares, mixed, squares * w, squares * one, squares * two, last])
+    return torch.cat(
+        [torch.ones_like(last), w, squares, mixed, squares * w, squares * one, squares * two, last]
+    )
 
 
 def monomial_slopes(
@@ -86,7 +89,9 @@ def monomial_slopes(
     return found + ones.roll(-1, 0) * at[7]
 
 
-def monomial_changes(w: Float[Tensor, "3 *items"], dw: Float[Tensor, "3 *items"]) -> Float[Tensor, "20 *items"]:
+def monomial_changes(
+    w: Float[Tensor, "3 *items"], dw: Float[Tensor, "3 *items"]
+) -> Float[Tensor, "20 *items"]:
     """Σ_w ∂M_a/∂w dw."""
     one, two, d_one, d_two = w.roll(-1, 0), w.roll(-2, 0), dw.roll(-1, 0), dw.roll(-2, 0)
     squares, d_squares = w * w, 2 * w * dw
@@ -100,7 +105,9 @@ def monomial_changes(w: Float[Tensor, "3 *items"], dw: Float[Tensor, "3 *items"]
 
 def _centers(size: int, like: Tensor) -> tuple[float, Float[Tensor, "size 1 1"]]:
     """Spacing of the Gaussians in ln(1 + d / Å), and their centres in spacings."""
-    return math.log1p(FARTHEST) / (size - 1), torch.arange(size, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+    return math.log1p(FARTHEST) / (size - 1), torch.arange(size, dtype=like.dtype, device=like.device).view(
+        -1, 1, 1
+    )
 
 
 def radial(d: Float[Tensor, "pairs images"], size: int) -> Float[Tensor, "size pairs images"]:
@@ -115,9 +122,9 @@ class ImageLists:
     which are real."""
 
     pairs: AtomPairs
-    rows: list[Int[Tensor, " bucket"]]
-    image: list[Float[Tensor, "bucket images 3"]]
-    inside: list[Bool[Tensor, "bucket images"]]
+    rows: list[Int[Tensor, " _"]]
+    image: list[Float[Tensor, "_ _ 3"]]
+    inside: list[Bool[Tensor, "_ _"]]
     place: Int[Tensor, " pairs"]  # of every pair among those of all buckets
 
     @staticmethod
@@ -234,7 +241,7 @@ class Moments:
     def push(
         self, move: Float[Tensor, "atoms 3"], strain: Float[Tensor, "crystals 3 3"]
     ) -> Float[Tensor, "pairs 16 size"]:
-        """Change of G with small moves in Å and strains A (x → x + x A, lattice too): the transpose of `pull`."""
+        """Change of G with small moves in Å and strains A (x → x + x A, lattice too): `pull` transposed."""
         pairs = self.lists.pairs
         step = move.index_select(0, pairs.second) - move.index_select(0, pairs.first)
         grown = strain.diagonal(dim1=1, dim2=2).sum(1) / 3  # of ln R
