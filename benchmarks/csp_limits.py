@@ -13,7 +13,7 @@ def limits(
     method: Any, crystals: list[Any], energies: list[list[float]], matched: np.ndarray
 ) -> dict[str, Any]:
     """A crystal that was missed is `missed_lower` where a candidate lies below the minimum that belongs to
-    the true crystal: the energy is wrong; and `missed_higher` where none does: the chains did not come so low.
+    the true crystal: the energy is wrong; and `missed_higher` where none does: the chains came not so low.
 
     `true_minimum` says how far that minimum is from the crystal, what no chain can mend.
     """

@@ -31,7 +31,7 @@ def make(amplify: float = 2.0, dtype=torch.float64, **options) -> ContinuouSP:
     return model.to(dtype).eval()
 
 
-@pytest.fixture(scope="module", params=["broad", "narrow"])
+@pytest.fixture(scope="module", params=["broad", "sharp", "narrow"])
 def model(request):
     return make(basis=request.param)
 

@@ -188,7 +188,7 @@ def test_wells_are_learned():
     cells = [zoo.cscl(), zoo.srtio3()]
     part = Dataset(CrystalTable.from_crystals(cells * 2), np.zeros((4, 0)), [])
     data = Splits("cells", dict.fromkeys(("train", "val", "test"), part))
-    model = small(channels=16, layers=2, density_weight=0.0)
+    model = small(channels=16, layers=2, density_weight=0.0, basis="sharp")
     settings = {"batch_size": 4, "learning_rate": 1e-2, "threads": 1, "accelerator": "cpu"}
     noise = {"objective": "denoise", "noise_low": 0.2, "noise_high": 0.5}
     run = facetry.train(model, data, steps=160, validate_every=80, **noise, **settings)

@@ -31,7 +31,7 @@ from facetry.nn.gated_sums import FilterTables, FrozenLayer, GatedSums, Memory
 from facetry.nn.segment import segment_mean, segment_sum
 
 ELEMENTS = 100
-REACH = 20.0  # Å, the last centre of the broad Gaussians
+REACH = {"broad": 20.0, "sharp": 12.0, "narrow": 1.0}  # the last centre of the Gaussians: Å, Å, R
 NEIGHBOURS = 3.0  # R in units of (V / n)^(1/3)
 _PIECE = 30_000  # numbers of channels of pairs worked on at once on the CPU
 _PIECE_GPU = 1 << 24
@@ -48,14 +48,20 @@ def cutoffs(
 
 
 class DistanceFilter(nn.Module):
-    """φ: "broad" is exp(-(d - μ)² / 2 (3Δ)²) with μ from 0 to 20 Å, Δ apart, as published; "narrow" is
-    exp(-(d - μ)² / 2 Δ²) with μ from 0 to R, in units of R, so that no Gaussian lies beyond the cutoff."""
+    """φ: Gaussians exp(-(d - μ)² / 2 w²) with centres Δ apart. "broad": μ from 0 to 20 Å, w = 3Δ, as
+    published; "sharp": μ from 0 to 12 Å, w = Δ; "narrow": μ from 0 to R, in units of R, w = Δ, so that no
+    Gaussian lies beyond the cutoff and only the density term knows what an Å is."""
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__()
         self.kind, self.size = kind, size
-        self.high = REACH if kind == "broad" else 1.0
+        self.high = REACH[kind]
         self.width = (3.0 if kind == "broad" else 1.0) * self.high / (size - 1)
+
+    @property
+    def absolute(self) -> bool:
+        """Whether it reads distances in Å, not in units of R."""
+        return self.kind != "narrow"
 
     def forward(self, x: Float[Tensor, " items"]) -> Float[Tensor, "items size"]:
         """x is d in Å, or d / R for the narrow kind."""
@@ -90,9 +96,9 @@ class ContinuouSP(EnergyModel):
     """Energy-based structure prediction: CGCNN made continuous.
 
     Defaults are the network published for Perov-5, 23 297 parameters; 64 channels, 6 layers and 4 linear maps
-    behind the mean (`head_layers`) are that for MP-20 and MPTS-52, 168 705. `basis` is "broad" as published
-    or "narrow" (`DistanceFilter`), of `basis_size` Gaussians (None: as many as channels). `density_weight` is
-    λ and `density` ρ0 in atoms/Å³.
+    behind the mean (`head_layers`) are that for MP-20 and MPTS-52, 168 705. `basis` is "broad" as published,
+    "sharp" or "narrow" (`DistanceFilter`), of `basis_size` Gaussians (None: as many as channels).
+    `density_weight` is λ and `density` ρ0 in atoms/Å³.
 
     Invariant under rotation, reflection, translation, atom order, choice of cell and supercell, and
     continuous with its slopes where atoms cross the cutoff.
@@ -109,7 +115,7 @@ class ContinuouSP(EnergyModel):
         channels: int = 32,
         layers: int = 3,
         head_layers: int = 2,
-        basis: Literal["broad", "narrow"] = "broad",
+        basis: Literal["broad", "sharp", "narrow"] = "broad",
         basis_size: int | None = None,
         density_weight: float | int = 1.0,
         density: float | int = 0.05,
@@ -118,8 +124,8 @@ class ContinuouSP(EnergyModel):
         for what, number in (("layers", layers), ("head_layers", head_layers), ("channels", channels)):
             if number < 1:
                 raise ValueError(f"continuousp: expected {what} of at least 1, came {number}")
-        if basis not in ("broad", "narrow"):
-            raise ValueError(f"continuousp: expected basis of broad, narrow, came {basis!r}")
+        if basis not in REACH:
+            raise ValueError(f"continuousp: expected basis of {', '.join(REACH)}, came {basis!r}")
         size = channels if basis_size is None else basis_size
         if size < 2:
             raise ValueError(f"continuousp: expected basis_size of at least 2, came {size}")
@@ -165,7 +171,7 @@ class ContinuouSP(EnergyModel):
         ratio = distance / cutoffs(batch.lattice, batch.num_atoms)[batch.edge_crystal]
         # an edge of a graph that was built for other coordinates may have left the sphere
         omega = torch.where(ratio < 1, 1 + torch.cos(math.pi * ratio), 0.0).to(self.dtype)
-        phi = self.filter(distance if self.filter.kind == "broad" else ratio).to(self.dtype)
+        phi = self.filter(distance if self.filter.absolute else ratio).to(self.dtype)
         h = torch.tanh(self.elements(batch.atomic_numbers - 1))
         for layer in self.layers:
             h = layer(h, phi, omega, graph.center, graph.neighbor)
@@ -292,9 +298,11 @@ class ContinuouSPLandscape(Landscape):
         for start, end, most, low, up in images.blocks:
             squared[low:up].view(most, -1).mul_(inverse_square[start:end])
         ratio = squared.to(dtype).sqrt_().clamp_(max=1.0)
-        broad = self.model.filter.kind == "broad"
-        high = max(whole_steps(float(reach.max()), _STEP), _STEP) if broad else 1.0
-        scale = (radius if broad else torch.ones_like(radius)).mul(2 / high).to(dtype)  # x = scale ratio - 1
+        absolute = self.model.filter.absolute
+        high = max(whole_steps(float(reach.max()), _STEP), _STEP) if absolute else 1.0
+        scale = (
+            (radius if absolute else torch.ones_like(radius)).mul(2 / high).to(dtype)
+        )  # x = scale ratio - 1
         x = self.memory.take("x", slots)
         for start, end, most, low, up in images.blocks:
             torch.mul(ratio[low:up].view(most, -1), scale[start:end], out=x[low:up].view(most, -1))
@@ -347,7 +355,7 @@ class ContinuouSPLandscape(Landscape):
         torch.mul(near, pull, out=rows[:3])
         for row, (i, j) in enumerate(((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)), 3):
             torch.mul(rows[i], near[j], out=rows[row])
-        torch.mul(by_omega if broad else by_ratio, ratio, out=rows[9])
+        torch.mul(by_omega if absolute else by_ratio, ratio, out=rows[9])
         total = x.new_zeros((10, pairs))
         for start, end, most, low, up in images.blocks:
             torch.sum(rows[:, low:up].view(10, most, -1), 1, out=total[:, start:end])

@@ -56,6 +56,7 @@ METHODS: dict[str, str] = {
     "pso": "facetry.tasks.swarm:ParticleSwarm",
     "bo": "facetry.tasks.bayesian:BayesianSearch",
     "continuousp": "facetry.tasks.energy_chains:EnergyChains",
+    "continuousp_angular": "facetry.tasks.energy_chains:EnergyChains",
 }
 """Methods, and models that generate, by name -> where the class of the method is. The class of a model's
 method takes the model as its first argument."""
