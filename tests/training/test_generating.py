@@ -16,7 +16,7 @@ from facetry.data.dataset import Dataset, Splits
 from facetry.geometry.lattice import volume
 from facetry.graph.batch import Batch
 from facetry.graph.builders import Builder
-from facetry.models import ContinuouSP
+from facetry.models import AngularContinuouSP, ContinuouSP
 from facetry.models.base import EnergyModel
 from facetry.samplers import Mover, evaluated, random_start
 from facetry.samplers.streams import normals, uniforms
@@ -181,6 +181,20 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, monkeypatch, more):
     model = facetry.load(tmp_path / "cut")
     assert model.card.generate["chain_steps"] == 5
     assert model.card.targets == []
+
+
+def test_wells_beside_contrast():
+    """The two losses are added: with a weight the slopes of wells are in the gradient."""
+    losses = {}
+    for weight in (0.0, 2.0):
+        model = AngularContinuouSP(channels=8, angular=4, layers=1, basis=6)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.05)
+        options = {"objective": "contrastive", "chain_steps": 3, "denoise_weight": weight}
+        run = facetry.train(model, splits(), **options, **OPTIONS)
+        losses[weight] = run.history[0]["train_loss"]
+    assert losses[2.0] > losses[0.0] + 0.5
 
 
 def test_wells_are_learned():

@@ -157,6 +157,9 @@ class GenerateOptions(BaseModel):
         default="contrastive", description="against its own chains; or wells around crystals with noise"
     )
     pretrain_steps: int = Field(default=0, ge=0, description="steps of denoise before contrastive")
+    denoise_weight: float = Field(
+        default=0.0, ge=0, description="of contrastive: weight of the loss of denoise beside it"
+    )
     noise_low: float = Field(default=0.1, gt=0, description="of denoise: smallest σ of noise, Å")
     noise_high: float = Field(default=0.8, gt=0, description="of denoise: largest σ of noise, Å")
     regulariser: float = Field(default=0.1, ge=0, description="weight of the squared energies")
