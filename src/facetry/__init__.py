@@ -19,6 +19,7 @@ _WHERE = {
     "load": "facetry.training",
     "predict": "facetry.tasks.predict",
     "Prediction": "facetry.tasks.predict",
+    "certify": "facetry.tasks.certify",
     "embed": "facetry.tasks.embed",
     "evaluate": "facetry.tasks.evaluate",
     "explain": "facetry.tasks.explain",

@@ -72,6 +72,12 @@ class Model(nn.Module):
         return Symmetry()
 
     @property
+    def continuous(self) -> bool:
+        """Whether answers are declared continuous in positions and lattice, as long as the primitive cell
+        stays what it is."""
+        return False
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights; the geometry stays float64."""
         return next(self.parameters()).dtype

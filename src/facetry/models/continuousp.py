@@ -141,6 +141,10 @@ class ContinuouSP(EnergyModel):
         )
         self.out = nn.Linear(channels, 1)
 
+    @property
+    def continuous(self) -> bool:
+        return True
+
     def check_elements(self, atomic_numbers: Int[Tensor, " atoms"]) -> None:
         """Raises ValueError for elements that the network has no vector for."""
         wrong = sorted({int(z) for z in atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > ELEMENTS)]})
