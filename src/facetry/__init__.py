@@ -19,6 +19,8 @@ _WHERE = {
     "load": "facetry.training",
     "predict": "facetry.tasks.predict",
     "Prediction": "facetry.tasks.predict",
+    "audit": "facetry.tasks.audit",
+    "Audit": "facetry.tasks.audit",
     "embed": "facetry.tasks.embed",
     "evaluate": "facetry.tasks.evaluate",
     "explain": "facetry.tasks.explain",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from facetry import __version__
-from facetry.cli import check, data, explain, generate, match, model, relax
+from facetry.cli import audit, check, data, explain, generate, match, model, relax
 from facetry.cli.common import INTERRUPTED, OK, report_error
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.command("embed", short_help="One vector per structure or atom.")(model.embed
 app.command("explain", short_help="What a model looked at: attention, frames.")(explain.explain)
 app.command("generate", short_help="Structures for a formula, lowest energy first.")(generate.generate)
 app.command("match", short_help="Which references candidates match, and how well.")(match.match)
+app.command("audit", short_help="What is wrong with a set; what a model must beat.")(audit.audit)
 app.add_typer(data.app, name="dataset", short_help="Named sets: list, info, get, import, clean.")
 app.command("doctor", short_help="Versions, devices, a self-test in seconds.")(check.doctor)
 

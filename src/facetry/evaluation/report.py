@@ -21,7 +21,7 @@ from facetry.evaluation.metrics import Estimate, Scores, TargetScores
 from facetry.evaluation.plots import cell_plot, learning_plot, parity_plot, reliability_plot, target_plot
 from facetry.evaluation.relaxation import UNITS, RelaxScores
 
-__all__ = ["parity_plot", "target_plot", "write_report"]
+__all__ = ["STYLE", "html_table", "parity_plot", "target_plot", "write_report"]
 
 _WORST = 12
 _NAMES = {
@@ -49,7 +49,7 @@ _NAMES = {
 }
 _HEADLINES = ("mae", "r2", "coverage", "accuracy", "roc_auc", "balanced_accuracy")
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1d232b; --soft: #667080; --paper: #ffffff; --card: #f5f7fa;
   --line: #dde2e9; --accent: #2f6fc4; --bad: #b4431f; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #98a2b1; --paper: #14181e;
@@ -139,7 +139,7 @@ def write_report(
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            f"<title>{escape(heading)} · facetry</title><style>{_STYLE}</style></head><body>",
+            f"<title>{escape(heading)} · facetry</title><style>{STYLE}</style></head><body>",
             *parts,
             f"<footer>written by facetry {escape(__version__)}</footer></body></html>\n",
         ]
@@ -184,7 +184,7 @@ def _relax_sections(scores: RelaxScores, split: str) -> list[str]:
     ]
     cards.append(f'<div class="card"><b>{scores.count}</b><span>crystals in {escape(split)}</span></div>')
     rows = [[_NAMES[n], _number(e.value), _interval(e), UNITS[n]] for n, e in scores.metrics.items()]
-    table = _table(["metric", "value", "95 % interval", "unit"], rows, numeric={1, 2})
+    table = html_table(["metric", "value", "95 % interval", "unit"], rows, numeric={1, 2})
     note = '<p class="note">Intervals: 95 % bootstrap over the crystals.</p>'
     parts = ["<h2>Scores</h2>", f'<div class="cards">{"".join(cards)}</div>', table, note]
     if scores.failed:
@@ -220,7 +220,7 @@ def _score_table(target: TargetScores) -> str:
         for name, e in target.metrics.items()
     ]
     note = '<p class="note">Intervals: 95 % bootstrap over the crystals.</p>'
-    return _table(["metric", "value", "95 % interval", "unit"], rows, numeric={1, 2}) + note
+    return html_table(["metric", "value", "95 % interval", "unit"], rows, numeric={1, 2}) + note
 
 
 def _learning_section(path: Path) -> list[str]:
@@ -257,7 +257,7 @@ def _worst_sections(scores: Scores) -> list[str]:
             name = f": {escape(target.target)}" if count > 1 else ""
             unit = f" ({target.unit})" if target.unit else ""
             heads = ["crystal", "formula", f"true{unit}", "predicted", "error", "in domain"]
-            parts += [f"<h2>Worst predictions{name}</h2>", _table(heads, rows, numeric={2, 3, 4})]
+            parts += [f"<h2>Worst predictions{name}</h2>", html_table(heads, rows, numeric={2, 3, 4})]
     return parts
 
 
@@ -269,7 +269,7 @@ def _prediction_table(predictions: Sequence[Any]) -> str:
         formula = p.crystal.formula if p.crystal is not None else ""
         value = "" if p.value is None else f"{_number(p.value)} {p.unit}".strip()
         rows.append([Path(p.source).name, formula, p.status, value, interval, domain, p.message])
-    return _table(["file", "formula", "status", "value", "90 % interval", "in domain", "message"], rows)
+    return html_table(["file", "formula", "status", "value", "90 % interval", "in domain", "message"], rows)
 
 
 def _data_section(data: dict[str, Any], card: dict[str, Any]) -> list[str]:
@@ -297,7 +297,7 @@ def _facts(values: dict[str, Any]) -> str:
         if value in (None, [], {}, ""):
             continue
         rows.append([str(key).replace("_", " "), _plain(value)])
-    return _table([], rows)
+    return html_table([], rows)
 
 
 def _plain(value: Any) -> str:
@@ -311,7 +311,9 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _table(heads: list[str], rows: list[list[Any]], numeric: set[int] = frozenset()) -> str:  # type: ignore[assignment]
+def html_table(heads: list[str], rows: list[list[Any]], numeric: set[int] = frozenset()) -> str:  # type: ignore[assignment]
+    """Rows of cells as HTML; `numeric` columns stand on the right."""
+
     def line(cells: Sequence[Any], tag: str) -> str:
         inside = [
             f"<{tag}{' class=n' if i in numeric else ''}>{escape(str(cell))}</{tag}>"
