@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 __all__ = ["BoostedTrees"]
 
@@ -80,7 +80,7 @@ class BoostedTrees:
 
     def _codes(
         self, features: Float[np.ndarray, "crystals features"]
-    ) -> Int[np.ndarray, "crystals features"]:
+    ) -> UInt8[np.ndarray, "crystals features"]:
         codes = np.zeros(features.shape, dtype=np.uint8)
         for j, borders in enumerate(self.borders):
             if len(borders):
@@ -133,7 +133,7 @@ class BoostedTrees:
             node = 2 * node + right
         total = np.bincount(node, slope, 2**depth)
         weight = np.bincount(node, curve, 2**depth)
-        return split, border, self.rate * total / (weight + self.ridge)
+        return split, border, self.rate * total / (weight + max(self.ridge, 1e-12))
 
     def _best(
         self, counts: np.ndarray, sums: np.ndarray, weights: np.ndarray
@@ -141,11 +141,8 @@ class BoostedTrees:
         """For every node the gain of its best split, and feature and border in one number."""
         left_n, left_s, left_w = (np.cumsum(x, axis=2) for x in (counts, sums, weights))
         n, s, w = left_n[:, :, -1:], left_s[:, :, -1:], left_w[:, :, -1:]
-        gain = (
-            left_s**2 / (left_w + self.ridge)
-            + (s - left_s) ** 2 / (w - left_w + self.ridge)
-            - s**2 / (w + self.ridge)
-        )
+        more = max(self.ridge, 1e-12)  # empty sides weigh nothing
+        gain = left_s**2 / (left_w + more) + (s - left_s) ** 2 / (w - left_w + more) - s**2 / (w + more)
         gain[(left_n < self.leaf) | (n - left_n < self.leaf)] = 0.0
         flat = gain.reshape(len(gain), -1)
         where = flat.argmax(1)

@@ -43,17 +43,17 @@ class Quantity:
 
 
 _QUANTITIES = (
-    Quantity("bulk modulus", r"bulk_?mod|k_v|k_?vrh|\bbulk\b", "GPa", 0.0, 1000.0, (20, 300)),
-    Quantity("shear modulus", r"shear_?mod|g_v|g_?vrh|\bshear\b", "GPa", 0.0, 800.0, (8, 200)),
+    Quantity("bulk modulus", r"bulk_?mod|k_v|k_?vrh|\bbulk\b", "GPa", 0.0, 1000.0, (20.0, 300.0)),
+    Quantity("shear modulus", r"shear_?mod|g_v|g_?vrh|\bshear\b", "GPa", 0.0, 800.0, (8.0, 200.0)),
     Quantity("Poisson's ratio", r"poisson", "", -1.0, 0.5, (0.1, 0.45)),
-    Quantity("band gap", r"gap", "eV", 0.0, 25.0, (0.05, 9)),
-    Quantity("energy above the hull", r"hull", "eV/atom", -0.001, 20.0, (1e-4, 2)),
-    Quantity("formation energy per atom", r"form\w*energ|^e_?form", "eV/atom", -10.0, 20.0, (0.02, 4)),
-    Quantity("exfoliation energy", r"exfol", "meV/atom", -1000.0, 5000.0, (10, 600)),
-    Quantity("Debye temperature", r"debye", "K", 0.0, 2500.0, (80, 900)),
-    Quantity("refractive index", r"refractive|^n$", "", 1.0, 40.0, (1.2, 6)),
-    Quantity("dielectric constant", r"^poly_|dielectric|permittivity", "", 1.0, 1e5, (1.5, 60)),
-    Quantity("critical temperature", r"^tc\b|^tc_|supercon", "K", 0.0, 400.0, (0.05, 100)),
+    Quantity("band gap", r"gap", "eV", 0.0, 25.0, (0.05, 9.0)),
+    Quantity("energy above the hull", r"hull", "eV/atom", -0.001, 20.0, (1e-4, 2.0)),
+    Quantity("formation energy per atom", r"form\w*energ|^e_?form", "eV/atom", -10.0, 20.0, (0.02, 4.0)),
+    Quantity("exfoliation energy", r"exfol", "meV/atom", -1000.0, 5000.0, (10.0, 600.0)),
+    Quantity("Debye temperature", r"debye", "K", 0.0, 2500.0, (80.0, 900.0)),
+    Quantity("refractive index", r"refractive|^n$", "", 1.0, 40.0, (1.2, 6.0)),
+    Quantity("dielectric constant", r"^poly_|dielectric|permittivity", "", 1.0, 1e5, (1.5, 60.0)),
+    Quantity("critical temperature", r"^tc\b|^tc_|supercon", "K", 0.0, 400.0, (0.05, 100.0)),
 )
 
 # factor by which a value is too large -> what was mixed up, for units in which such a mistake makes sense
@@ -161,7 +161,7 @@ def find_slips(
             )
         if huge[row]:
             wanted = math.log(max(abs(float(expected[row])), float(low), 1e-300))
-            fits = [(f, what) for f, what in trials if low <= magnitude[row] / f <= high]
+            fits = [(f, what) for f, what in trials if low / 2 <= magnitude[row] / f <= 2 * high]
             if fits:
                 best = min(fits, key=lambda t: abs(math.log(magnitude[row] / t[0]) - wanted))
                 found.append(Slip(row, *best))
