@@ -61,7 +61,9 @@ def test_nothing_to_learn_from(loss):
 def test_baselines_of_every_kind_of_target():
     rng = np.random.default_rng(3)
     features = rng.uniform(-1, 1, (300, 5))
-    labels = np.stack([features[:, 0], features[:, 0] > 0, np.digitize(features[:, 1], [-0.3, 0.3])], 1).astype(float)
+    labels = np.stack(
+        [features[:, 0], features[:, 0] > 0, np.digitize(features[:, 1], [-0.3, 0.3])], 1
+    ).astype(float)
     labels[:5, 0] = np.nan
     targets = [
         Target(name="number", unit="eV"),
@@ -69,7 +71,10 @@ def test_baselines_of_every_kind_of_target():
         Target(name="kind", task="multiclass", classes=["a", "b", "c"]),
     ]
     folds = [(np.arange(200), np.arange(200, 300))]
-    found = {(b.scores.target, b.method): b.scores for b in composition_baselines(features, labels, targets, folds, 20)}
+    found = {
+        (b.scores.target, b.method): b.scores
+        for b in composition_baselines(features, labels, targets, folds, 20)
+    }
     assert len(found) == 9
     mean = np.abs(labels[200:, 0] - np.nanmean(labels[:200, 0])).mean()
     assert found["number", "mean"]["mae"].value == pytest.approx(mean)

@@ -73,7 +73,9 @@ def test_elements_that_change_places_make_another_crystal():
     perovskite = zoo.srtio3()
     swap = {38: 22, 22: 38}
     inverse = Crystal(
-        perovskite.lattice, perovskite.frac_coords, [swap.get(int(z), int(z)) for z in perovskite.atomic_numbers]
+        perovskite.lattice,
+        perovskite.frac_coords,
+        [swap.get(int(z), int(z)) for z in perovskite.atomic_numbers],
     )
     found = alike([perovskite, inverse])
     assert groups(found.near) == {frozenset({0}), frozenset({1})}

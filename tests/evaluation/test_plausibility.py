@@ -31,7 +31,9 @@ def test_contacts_are_those_of_all_pairs():
     for row, crystal in enumerate(crystals):
         wanted = plain_contact(crystal)
         assert found.contact[row] == (pytest.approx(wanted) if wanted < 0.9 else np.inf)
-        assert found.volume_ratio[row] == pytest.approx(crystal.volume / expected_volume(crystal.atomic_numbers))
+        assert found.volume_ratio[row] == pytest.approx(
+            crystal.volume / expected_volume(crystal.atomic_numbers)
+        )
 
 
 def test_density_and_elements():

@@ -26,7 +26,7 @@ def test_textbook():
 
 def test_origin_does_not_matter():
     perovskite = zoo.srtio3()
-    moved = Crystal(perovskite.lattice, perovskite.frac_coords + [0.5, 0.5, 0.5], perovskite.atomic_numbers)
+    moved = Crystal(perovskite.lattice, perovskite.frac_coords + 0.5, perovskite.atomic_numbers)
     assert one(perovskite) == one(moved)
     assert one(perovskite)[3] == "ABC3_cP5_221_m-3m:1_m-3m:1_4/mm.m:3"
 

@@ -130,7 +130,7 @@ def _labels_of_duplicates(subject: Subject, group: Int[np.ndarray, " crystals"])
         rows, firsts = _repeats(group[known])
         rows, firsts = known[rows], known[firsts]
         off = np.abs(values[rows] - values[firsts])
-        spread = float(np.std(values[known])) if len(known) else 0.0
+        spread = float(np.subtract(*np.percentile(values[known], [84, 16]))) / 2 if len(known) else 0.0
         bad = off > (0.05 * spread if target.task == "regression" else 0)
         if not len(rows) or not bad.any():
             continue
