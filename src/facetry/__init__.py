@@ -20,6 +20,8 @@ _WHERE = {
     "predict": "facetry.tasks.predict",
     "Prediction": "facetry.tasks.predict",
     "certify": "facetry.tasks.certify",
+    "audit": "facetry.tasks.audit",
+    "Audit": "facetry.tasks.audit",
     "embed": "facetry.tasks.embed",
     "evaluate": "facetry.tasks.evaluate",
     "explain": "facetry.tasks.explain",

@@ -265,8 +265,8 @@ def _training_data(model: str, card: Any) -> Any:
         return load_data(load_recipe(recipe))
     if not card.data.get("name"):
         raise Mistake(f"{model} does not say what it was trained on; name the data with --data")
-    parts = card.data.get("parts")
-    return dataset(card.data["name"], target=[t.name for t in card.targets], parts=parts)
+    divided = {key: card.data.get(key) for key in ("parts", "split")}
+    return dataset(card.data["name"], target=[t.name for t in card.targets], **divided)
 
 
 def _divided_as_trained(model: str, data: str | None, target: str | None) -> Any:

@@ -276,6 +276,24 @@ def learning_plot(history: Sequence[Mapping[str, Any]], transparent: bool = Fals
     return _png(figure, transparent)
 
 
+def distribution_plot(groups: Mapping[str, np.ndarray], label: str, transparent: bool = False) -> bytes:
+    """How often numbers take their values, a line for every group that has some; counts are logarithmic, so
+    that single outliers show."""
+    figure, axes = _figure(6.2, 3.2)
+    filled = {name: values for name, values in groups.items() if len(values)}
+    everything = np.concatenate([np.zeros(0), *filled.values()])
+    if len(everything):
+        edges = np.histogram_bin_edges(everything, 60)
+        for (name, values), color in zip(filled.items(), (BLUE, ORANGE, GREEN, INK, INK, INK), strict=False):
+            axes.stairs(np.histogram(values, edges)[0], edges, color=color, lw=1.4, label=name)
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, labelcolor=INK)
+    axes.set_xlabel(label)
+    axes.set_ylabel("crystals")
+    return _png(figure, transparent)
+
+
 def _series(history: Sequence[Mapping[str, Any]], column: str) -> tuple[np.ndarray, np.ndarray]:
     points = []
     for row in history:

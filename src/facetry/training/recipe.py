@@ -59,6 +59,9 @@ class DataOptions(BaseModel):
     parts: dict[Literal["train", "val", "test"], Literal["train", "val", "test"]] | None = Field(
         default=None, description="which official part serves as train, val or test"
     )
+    split: str | None = Field(
+        default=None, description="a CSV with the columns id and split that divides the set instead"
+    )
     match: str | None = Field(
         default=None, description="names of the crystals to take, with * and ?: *-0 are emt-alloys at rest"
     )
