@@ -5,6 +5,7 @@ classes    those of them that tell classes
 relaxation those of them that relax lattices, reconstruction those that make them from cubes
 optimiser  benchmarks/relaxation/*.json
 generation those of them that find crystals again from their formulas
+ablation   benchmarks/ablation/perov5.json, for docs/models/continuousp.md
 cleaning   benchmarks/cleaning/*.json
 speed      benchmarks/speed/results/*.json
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 README = ROOT.parent / "README.md"
+PAGE = ROOT.parent / "docs" / "models" / "continuousp.md"
 ORDER = ("cif", "graph", "voronoi", "comformer", "lattice_attention", "ecn", "empnn", "command_line")
 METALS = (
     "accuracy",
@@ -241,6 +243,30 @@ def speed() -> str:
     return "\n".join([*lines, "", f"{scale} {'; '.join(sorted(machines))}."])
 
 
+def ablation() -> str:
+    """One line a short training: what it had, how much of the validation crystals it found."""
+    lines = ["| training | steps | minutes | match rate | RMSE |", "|---|---|---|---|---|"]
+    path = ROOT / "ablation" / "perov5.json"
+    for row in json.loads(path.read_text())["rows"]:
+        rmse = "none" if row["rmse"] is None else f"{row['rmse']:.3f}"
+        rate = f"{100 * row['match_rate']:.0f} %"
+        lines.append(f"| {row['what']} | {row['steps']} | {row['seconds'] / 60:.1f} | {rate} | {rmse} |")
+    return "\n".join(lines)
+
+
+def _with_table(text: str, name: str, table: str, where: str) -> str:
+    pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+    text, count = re.subn(pattern, lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"{where}: expected one table '{name}' between its markers, found {count}")
+    return text
+
+
+def filled_page(text: str) -> str:
+    """docs/models/continuousp.md with its table as it should be."""
+    return _with_table(text, "ablation", ablation(), PAGE.name)
+
+
 def filled(text: str) -> str:
     """The README with its tables as they should be."""
     tables = {
@@ -254,18 +280,15 @@ def filled(text: str) -> str:
         "speed": speed,
     }
     for name, make in tables.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        table = make()
-        text, count = re.subn(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"README.md: expected one table '{name}' between its markers, found {count}")
+        text = _with_table(text, name, make(), README.name)
     return text
 
 
 if __name__ == "__main__":
-    before = README.read_text()
-    after = filled(before)
-    if "--check" not in sys.argv:
-        README.write_text(after)
-    elif before != after:
-        sys.exit("README.md: its tables differ from the receipts; run python -m benchmarks.tables")
+    for path, fill in ((README, filled), (PAGE, filled_page)):
+        before = path.read_text()
+        after = fill(before)
+        if "--check" not in sys.argv:
+            path.write_text(after)
+        elif before != after:
+            sys.exit(f"{path.name}: its tables differ from the receipts; run python -m benchmarks.tables")
