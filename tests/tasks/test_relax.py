@@ -31,6 +31,7 @@ class Stretch(LatticeModel):
     def __init__(self, factor: float = 1.1, nan_for: int = 0) -> None:
         super().__init__()
         self.factor, self.nan_for = factor, nan_for
+        self.shift = 0.0  # of the first atom of each crystal, along a
         self.graph = EMPNN(layers=0, blocks=1, channels=1).graph
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
@@ -39,7 +40,9 @@ class Stretch(LatticeModel):
         bad = torch.zeros(len(batch), dtype=torch.bool)
         bad[batch.crystal_index[batch.atomic_numbers == self.nan_for]] = True
         whole = torch.where(bad[:, None, None], torch.nan, whole)
-        return Relaxation((batch.lattice, half, whole), (batch.frac_coords,) * 3)
+        moved = batch.frac_coords.clone()
+        moved[batch.num_atoms.cumsum(0) - batch.num_atoms, 0] += self.shift
+        return Relaxation((batch.lattice, half, whole), (batch.frac_coords,) * 2 + (moved,))
 
 
 def test_answers_keep_basis_atoms_and_names() -> None:
@@ -96,6 +99,28 @@ def test_the_guard_looks_at_lengths_and_distances() -> None:
     assert guard.objection(cell, -cell) == ""  # the other hand of the same cell
     with pytest.raises(ValueError, match="volume and stretch above 1"):
         Guard(volume=0.5)
+
+
+def test_what_is_done_to_crystals_at_rest_is_not_done() -> None:
+    """Lengths and positions both: a displaced atom in a right cell is no crystal at rest."""
+    model = Stretch(1.02)
+    limits = {"rest": {"stretch": 0.03, "displacement": 0.1}}
+    model.card = ModelCard(model="empnn", options={}, graph={}, targets=[], metrics=limits)
+    (found,) = facetry.relax(model, zoo.zno())
+    assert found.status == "ok"
+    assert found.crystal == found.before
+    assert "would change lengths by 2.0%" in found.message
+    assert len(found.trajectory) == 3
+    assert found.row()["min_distance_after"] == found.row()["min_distance_before"]
+    (moved,) = facetry.relax(model, zoo.zno(), guard=Guard(rest=False))
+    assert np.allclose(moved.crystal.lattice, 1.02 * zoo.zno().lattice)
+    assert not moved.message
+    model.factor = 1.04
+    assert facetry.relax(model, zoo.zno())[0].crystal != zoo.zno()
+    model.factor, model.shift = 1.02, 0.2
+    displaced = facetry.relax(model, zoo.zno())[0]
+    assert displaced.crystal != zoo.zno()
+    assert not displaced.message
 
 
 def test_one_bad_crystal_does_not_touch_the_others() -> None:

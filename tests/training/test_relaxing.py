@@ -22,7 +22,7 @@ from facetry.tasks.evaluate import learned_task
 from facetry.training import RecipeError, TrainingError, load_recipe
 from facetry.training.noise import displacement_from, disturb, draw_noise, in_cubes, niggli_cells, varied
 from facetry.training.recipe import RelaxOptions, make_recipe
-from facetry.training.relaxing import Disturbed, relaxation_loss, relaxed_cells
+from facetry.training.relaxing import Disturbed, relaxation_loss, relaxed_cells, rest_limits
 from facetry.training.source import Order, Rounds
 from facetry.training.state import Keeper
 from tests import crystals as zoo
@@ -211,6 +211,8 @@ def test_gains_by_hand() -> None:
     noisy = true + np.array([[0.3, 0, 0, 3, 0, 0], [0, 0.6, 0, 0, 0, -6]])
     answer = true + np.array([[0.1, 0, 0, 0, 0, 0], [0, 0.9, 0, 0, 0, -6]])
     scores = relax_scores(Cells(true, noisy, answer), "denoise")
+    assert model.card.metrics["rest"] == run.metrics["rest"]
+    assert model.card.metrics["rest"]["stretch"] > 0
     assert scores.length_gain == pytest.approx(((0.3 - 0.1) / 3 + (0.6 - 0.9) / 3) / 2)
     assert scores.angle_gain == pytest.approx(0.5)
     assert scores.length_mae == pytest.approx(1.0 / 6)
@@ -280,6 +282,26 @@ def test_another_noise_moves_atoms_in_proportion() -> None:
     assert still.largest_change >= 0
 
 
+def test_limits_of_crystals_at_rest() -> None:
+    """95 of 100 are within: the largest stretch, and the distance of atoms for a task that moves them."""
+    count = 100
+    crystals = [zoo.nacl()] * count
+    still = Disturbed(Fixed(), crystals, RelaxOptions(task="relax"))
+    true = Batch.from_crystals(crystals)
+    by = 0.001 * torch.arange(1, count + 1).double()
+    stretch = torch.eye(3).double() - by.flip(0)[:, None, None] * torch.tensor([1.0, 0, 0]).double().diag()
+    frac = true.frac_coords.clone().reshape(count, 2, 3)
+    frac[:, 0, 0] += 0.01 * by
+    answers = replace(true, lattice=true.lattice @ stretch, frac_coords=frac.reshape(-1, 3))
+    found = rest_limits(Fixed(answers), still, count, torch.device("cpu"))
+    assert found["stretch"] == pytest.approx(1 / (1 - 0.099) - 1)
+    half = 0.01 * 0.099 / 2 * true.lattice[0, 0].norm()  # two atoms, without their common shift
+    assert found["displacement"] == pytest.approx(float(half), rel=1e-6)
+    still.options = RelaxOptions()
+    found = rest_limits(Fixed(answers), still, count, torch.device("cpu"))
+    assert found == {"stretch": pytest.approx(1 / (1 - 0.096) - 1)}
+
+
 def test_at_rest_nothing_is_moved_and_little_counts_as_alone() -> None:
     cells = np.array([[4.0, 5, 6, 90, 90, 90], [4, 5, 6, 90, 90, 90], [4, 5, 6, 90, 90, 90]])
     answer = cells * [[1, 1, 1.009, 1, 1, 1], [1, 0.985, 1.005, 1, 1, 1], [np.nan] * 6]
@@ -322,6 +344,15 @@ def test_a_small_network_learns_to_undo_noise() -> None:
     settings = {"learning_rate": 3e-3, "gradient_clip": 1.0, "noise": 0.1}
     last = facetry.train(model, data, **options, **settings).history[-1]
     assert last["val_length_gain"] > 0.15 * last["val_noisy_length_mae"]
+
+
+@pytest.mark.parametrize("data", ["carbon24", "mp20", "perov5"])
+@pytest.mark.parametrize("kind", ["", "-cpu"])
+def test_cubes_can_grow_to_any_cell(data: str, kind: str) -> None:
+    """Blocks that multiply lengths by exp(β/√3) at most go from 1 Å to 40; 1 + B and β = 0.5 end at 2.8."""
+    model = load_recipe(f"empnn-reconstruct-{data}{kind}").model
+    assert model["exponential"] == "exact"
+    assert np.exp(model["limit"] / 3**0.5) ** model.get("blocks", 4) > 40
 
 
 @pytest.mark.parametrize(

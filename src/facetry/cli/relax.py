@@ -41,6 +41,10 @@ def relax(
     max_volume: Annotated[float, typer.Option(help="Factor by which a volume may change, up or down.")] = 4.0,
     max_stretch: Annotated[float, typer.Option(help="Factor by which a length may change.")] = 3.0,
     min_distance: Annotated[float, typer.Option(help="How near atoms may come, in Å.")] = 0.5,
+    leave_rest: Annotated[
+        bool,
+        typer.Option("--leave-rest/--move-all", help="Leave those that count as relaxed already."),
+    ] = True,
     batch_size: BatchSize = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -67,7 +71,7 @@ def relax(
         raise Mistake(f"{out}: expected a folder, it is a file")
     if (out / TABLE).exists():
         raise Mistake(f"{out} holds {TABLE} already; choose another folder")
-    guard = Guard(max_volume, max_stretch, min_distance)
+    guard = Guard(max_volume, max_stretch, min_distance, leave_rest)
     check_places(paths)
     set_threads(threads)
     network = as_model(model, ("relax",))

@@ -88,6 +88,15 @@ def quantities(cells: Cells, task: str) -> dict[str, Float[np.ndarray, " crystal
     return gains | found
 
 
+def largest_stretch(
+    before: Float[np.ndarray, "*crystals 3 3"], after: Float[np.ndarray, "*crystals 3 3"]
+) -> Float[np.ndarray, "*crystals"]:
+    """The factor by which the length changes that changes most, up or down, when a lattice becomes another:
+    1 for none."""
+    stretches = np.linalg.svd(np.linalg.solve(before, after), compute_uv=False)
+    return np.asarray(np.maximum(stretches[..., 0], 1 / np.maximum(stretches[..., -1], 1e-300)))
+
+
 def changes_at_rest(cells: Cells) -> dict[str, Float[np.ndarray, " crystals"]]:
     """How far a model moves crystals that need no moving, in percent; NaN where there is no answer."""
     change = 100.0 * np.abs(cells.answer[:, :3] / cells.noisy[:, :3] - 1.0).max(axis=1)

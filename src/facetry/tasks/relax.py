@@ -1,7 +1,8 @@
 """Relax: crystals with wrong cells in, crystals as the model thinks they are at rest out.
 
 A structure that collapses, explodes or brings atoms onto each other is not handed on: the input is kept as it
-was, its status is "kept", and the message says why.
+was, its status is "kept", and the message says why. A change no larger than what the model does to crystals
+at rest is not made: the input counts as relaxed already.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from facetry.crystal import Crystal
 from facetry.elements import SYMBOLS
+from facetry.evaluation.relaxation import largest_stretch
 from facetry.geometry.space_group import space_group
 from facetry.graph.batch import Batch
 from facetry.graph.neighbors import pairs_within, reduced
@@ -49,12 +51,15 @@ class Guard:
     """What an answer must hold to be handed on.
 
     The volume may change by `volume` at most, up or down, any length in the crystal by `stretch`; two atoms
-    may not come nearer than `distance` Å, unless they were nearer before.
+    may not come nearer than `distance` Å, unless they were nearer before. With `rest` a crystal stays as it
+    is if the model would change it no more than it does 95 % of crystals at rest (`rest_limits`, kept with a
+    trained model).
     """
 
     volume: float = 4.0
     stretch: float = 3.0
     distance: float = 0.5
+    rest: bool = True
 
     def __post_init__(self) -> None:
         if not (self.volume > 1 and self.stretch > 1 and self.distance >= 0):
@@ -76,8 +81,7 @@ class Guard:
         ratio = abs(float(np.linalg.det(change)))
         if not 1 / self.volume <= ratio <= self.volume:
             return f"its volume would change by a factor of {ratio:.3g} (allowed up to {self.volume:g})"
-        strain = np.linalg.svd(change, compute_uv=False)
-        worst = max(float(strain[0]), 1 / float(strain[-1]))
+        worst = float(largest_stretch(before, after))
         if worst > self.stretch:
             return f"lengths would change by a factor of {worst:.3g} (allowed up to {self.stretch:g})"
         if distances is not None and distances[1] < min(self.distance, 0.999 * distances[0]):
@@ -89,7 +93,8 @@ class Guard:
 class Relaxed:
     """What became of one input.
 
-    `status` is "ok", "kept" (the guard refused the answer: `crystal` is `before`), "skipped" (this model
+    `status` is "ok" (where `crystal` is `before`, it was at rest), "kept" (the guard refused the answer:
+    `crystal` is `before`), "skipped" (this model
     cannot use such a crystal) or "failed"; `message` says why. `trajectory` goes from the input to the
     model's answer, block by block, also where that was refused; `min_distances` are the shortest distances of
     two atoms in Å, before and after.
@@ -163,7 +168,9 @@ def relaxations(
             f"{model.name}: this model makes cells from cubes (task reconstruct), whatever cell is given;"
             " take one that was trained on the task denoise or relax"
         )
-    translate = _Translator(guard or Guard(), frozenset(model.card.elements if model.card else ()))
+    card, guard = model.card, guard or Guard()
+    limits_at_rest = card.metrics.get("rest", {}) if card and guard.rest else {}
+    translate = _Translator(guard, frozenset(card.elements if card else ()), limits_at_rest)
     with evaluating(model, device) as place:
         limits = Limits.for_device(place, batch_size)
         with closing(run(model, items, _way(model), limits, place)) as outcomes:
@@ -252,8 +259,8 @@ def shortest_distances(batch: Batch) -> Float[Tensor, " crystals"]:
 class _Translator:
     """Turns outcomes of a model into results."""
 
-    def __init__(self, guard: Guard, elements: frozenset[int]) -> None:
-        self.guard, self.elements = guard, elements
+    def __init__(self, guard: Guard, elements: frozenset[int], rest: dict[str, float]) -> None:
+        self.guard, self.elements, self.rest = guard, elements, rest
 
     def __call__(self, outcome: Outcome) -> Relaxed:
         item = outcome.item
@@ -271,10 +278,30 @@ class _Translator:
         if objection:
             return Relaxed(before, before, "kept", objection, steps, distances, **known)
         doubts = []
+        if at_rest := self._at_rest(lattices, coords):
+            doubts.append(at_rest)
         if self.elements and (unseen := sorted(set(before.composition) - self.elements)):
             doubts.append(f"not in the training data: {', '.join(SYMBOLS[z] for z in unseen)}")
         message = "; ".join([*doubts, *([outcome.message] if outcome.message else [])])
+        if at_rest:
+            return Relaxed(before, before, "ok", message, steps, distances[:1] * 2, **known)
         return Relaxed(steps[-1], before, "ok", message, steps, distances, **known)
+
+    def _at_rest(
+        self, lattices: Float[np.ndarray, "steps 3 3"], coords: Float[np.ndarray, "atoms steps 3"]
+    ) -> str:
+        """Why a crystal counts as relaxed already; empty where it does not."""
+        if not self.rest:
+            return ""
+        stretch = float(largest_stretch(lattices[0], lattices[-1])) - 1.0
+        moved = coords[:, -1] - coords[:, 0]
+        distance = float(np.sqrt((((moved - moved.mean(0)) @ lattices[0]) ** 2).sum(1).mean()))
+        if stretch > self.rest["stretch"] or distance > self.rest.get("displacement", np.inf):
+            return ""
+        return (
+            f"at rest as far as this model can tell: it would change lengths by {stretch:.1%}, as it does of"
+            f" crystals at rest (up to {self.rest['stretch']:.1%})"
+        )
 
 
 def _trajectory(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from facetry.data.crystals import CrystalTable
-from facetry.evaluation.relaxation import UNITS, Cells, RelaxScores, means, relax_scores
+from facetry.evaluation.relaxation import UNITS, Cells, RelaxScores, largest_stretch, means, relax_scores
 from facetry.geometry.lattice import cell_parameters
 from facetry.geometry.ragged import offsets, ranges
 from facetry.graph.batch import Batch
@@ -34,9 +36,6 @@ from facetry.training.recipe import RelaxOptions, TrainingOptions
 from facetry.training.run import Training
 from facetry.training.source import Order, Rounds, Source
 from facetry.training.state import Keeper, Progress, ResumePoint
-
-if TYPE_CHECKING:
-    pass
 
 _HEADLINES = ("length_gain", "angle_gain", "length_mae", "angle_mae", "position_rmsd")
 
@@ -162,6 +161,31 @@ def relaxed_cells(
     return Cells.concatenate([parts[number] for number in sorted(parts)])
 
 
+def rest_limits(
+    model: LatticeModel, source: Disturbed, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """How far the model moves 95 % of these crystals when they are at rest: the largest relative change of a
+    length (`stretch`), and of a model that moves atoms their root mean square distance in Å
+    (`displacement`). Both together hold for 95 %, with the quantile of a conformal interval.
+
+    A model cannot know that it has nothing to do; a change within these limits is what it does to crystals at
+    rest, so `facetry relax` leaves such crystals alone."""
+    still = copy(source)
+    still.options = source.options.model_copy(update={"noise": 0.0, "displacement": 0.0})
+    stretch, moved = [], []
+    for _, given, _, found in relaxed_pieces(model, still, batch_size, device):
+        ends = (found.lattices[i].detach().double().cpu().numpy() for i in (0, -1))
+        stretch.append(largest_stretch(*ends) - 1.0)
+        moved.append(_rmsd(found.frac_coords[-1], given).double().cpu().numpy())
+    columns = {"stretch": np.concatenate(stretch)}
+    if source.options.task == "relax":
+        columns["displacement"] = np.concatenate(moved)
+    share = 1.0 - 0.05 / len(columns)
+    count = len(columns["stretch"])
+    place = min(count, math.ceil(share * (count + 1))) - 1
+    return {name: float(np.sort(values)[place]) for name, values in columns.items()}
+
+
 def piece_of_cells(given: Batch, true: Batch, found: Relaxation, task: str) -> Cells:
     """Cell parameters of one batch, and how far its atoms are from their places where the task moves them."""
     answer = found.parameters if found.parameters is not None else cell_parameters(found.lattices[-1])
@@ -274,6 +298,8 @@ class RelaxTraining(Training):
         values = {
             name: {metric: e.value for metric, e in part.metrics.items()} for name, part in scores.items()
         }
+        if task != "reconstruct" and (source := self.sources.get("val", self.sources.get("test"))):
+            values["rest"] = rest_limits(self.model, source, self.options.batch_size, device)
         return {"epoch": progress.history[(best or progress.epoch) - 1]["epoch"]} | values, scores
 
     def _score_rows(self, split: str, scores: RelaxScores) -> Any:
