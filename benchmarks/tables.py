@@ -22,7 +22,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 README = ROOT.parent / "README.md"
 PAGE = ROOT.parent / "docs" / "models" / "continuousp.md"
-ORDER = ("cif", "graph", "voronoi", "comformer", "lattice_attention", "ecn", "empnn", "command_line")
+ORDER = (
+    "cif",
+    "graph",
+    "voronoi",
+    "comformer",
+    "lattice_attention",
+    "ecn",
+    "empnn",
+    "continuousp",
+    "command_line",
+)
 METALS = (
     "accuracy",
     "roc_auc",

@@ -26,18 +26,19 @@ from facetry.graph.batch import Batch
 from facetry.graph.builders import DensityRadius
 from facetry.graph.images import ImageTable
 from facetry.models.base import EnergyModel, Evaluation, Landscape
-from facetry.nn.chebyshev import chebyshev, whole_steps
+from facetry.nn.chebyshev import chebyshev
 from facetry.nn.gated_sums import FilterTables, FrozenLayer, GatedSums, Memory
 from facetry.nn.segment import segment_mean, segment_sum
 
 ELEMENTS = 100
 REACH = {"broad": 20.0, "sharp": 12.0, "narrow": 1.0}  # the last centre of the Gaussians: Å, Å, R
 NEIGHBOURS = 3.0  # R in units of (V / n)^(1/3)
-_PIECE = 30_000  # numbers of channels of pairs worked on at once on the CPU
+_PIECE = 80_000  # numbers of channels of pairs worked on at once on the CPU
 _PIECE_GPU = 1 << 24
 _SPREADS = (4.0, 8.0)  # gates are tabulated for s1 so far from its middle, for all there can be if that fails
 _TOLERANCE = 5e-7  # of the largest message, in single precision
-_STEP = 0.5  # Å, between cutoffs up to which filters are tabulated
+_STEP = 1.2  # factor between cutoffs up to which filters are tabulated
+_ROOM = 1.06  # the first of them in units of the cutoff at the density where chains start
 
 
 def cutoffs(
@@ -275,11 +276,19 @@ class ContinuouSPLandscape(Landscape):
             )
         return self.tables[high, level]
 
+    def _high(self, cutoff: float) -> float:
+        """How far filters are tabulated: few different values, one for most densities of solids."""
+        usual = _ROOM * NEIGHBOURS * self.model.density ** (-1 / 3)
+        steps = math.log(max(cutoff, 0.1) / usual) / math.log(_STEP)
+        return usual * _STEP ** max(math.ceil(steps), -2)
+
     def _pieces(self) -> list[tuple[int, int, int, int]]:
         """First and last crystal and atom of stretches of crystals."""
         pairs = self.table.pairs.start.cpu()
         atoms = torch.cat([pairs.new_zeros(1), torch.cumsum(self.num_atoms.cpu(), 0)])
-        limit = (_PIECE if self.crystal.device.type == "cpu" else _PIECE_GPU) // self.model.channels
+        threads = torch.get_num_threads()  # share a piece, so that it must be larger
+        numbers = _PIECE * max(1, 2 * (threads - 1)) if self.crystal.device.type == "cpu" else _PIECE_GPU
+        limit = numbers // self.model.channels
         pieces, start, total = [], 0, len(self.num_atoms)
         while start < total:
             end = int(torch.searchsorted(pairs, pairs[start] + limit, right=True)) - 1
@@ -303,10 +312,9 @@ class ContinuouSPLandscape(Landscape):
             squared[low:up].view(most, -1).mul_(inverse_square[start:end])
         ratio = squared.to(dtype).sqrt_().clamp_(max=1.0)
         absolute = self.model.filter.absolute
-        high = max(whole_steps(float(reach.max()), _STEP), _STEP) if absolute else 1.0
-        scale = (
-            (radius if absolute else torch.ones_like(radius)).mul(2 / high).to(dtype)
-        )  # x = scale ratio - 1
+        high = self._high(float(reach.max())) if absolute else 1.0
+        scale = radius if absolute else torch.ones_like(radius)
+        scale = scale.mul(2 / high).to(dtype)  # x = scale ratio - 1
         x = self.memory.take("x", slots)
         for start, end, most, low, up in images.blocks:
             torch.mul(ratio[low:up].view(most, -1), scale[start:end], out=x[low:up].view(most, -1))
@@ -322,7 +330,6 @@ class ContinuouSPLandscape(Landscape):
             for start, end, most, low, up in images.blocks:
                 torch.sum(waves[:, low:up].view(-1, most, end - start), 1, out=moments[:, start:end])
             sums = GatedSums(
-                self.layers,
                 tables.layers,
                 images.first,
                 images.second,

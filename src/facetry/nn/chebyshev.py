@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -16,34 +15,36 @@ _STRIDE = 8  # polynomials that are made at once
 def chebyshev(
     x: Float[Tensor, " items"], weight: Float[Tensor, " items"], out: Float[Tensor, "size items"]
 ) -> None:
-    """weight T_0 to weight T_(size - 1) at x in [-1, 1] into `out`, of at least two rows: T_(n + k) =
-    2 T_n T_k - T_(n - k)."""
-    size = len(out)
-    out[0] = weight
-    torch.mul(weight, x, out=out[1])
-    n, twice = 1, 2 * x  # 2 T_n
-    while n < _STRIDE and n + 1 < size:
-        k = min(n, size - 1 - n)
-        torch.mul(out[1 : k + 1], twice, out=out[n + 1 : n + k + 1])
-        out[n + 1 : n + k + 1] -= out[n - k : n].flip(0)
-        n, twice = 2 * n, twice * twice - 2
-    # T_8 is the last so far: from here steps of 8, the first of which looks back at T_1 to T_8
-    start = n + 1
-    if start < size:
-        k = min(n, size - start)
-        torch.mul(out[1 : k + 1], twice, out=out[start : start + k])
-        out[start : start + k] -= out[n - k : n].flip(0)
-        start += k
-    while start < size:
-        k = min(n, size - start)
-        torch.mul(out[start - n : start - n + k], twice, out=out[start : start + k])
-        out[start : start + k] -= out[start - 2 * n : start - 2 * n + k]
-        start += k
+    """weight T_0 to weight T_(size - 1) at x in [-1, 1] into `out`, each with its sign of `chebyshev_signs`:
+    with them T_(n + 8) = 2 T_8 T_n - T_(n - 8) is one sum of products for eight of them."""
+    size, k, twice = len(out), _STRIDE, 2 * x
+    rows = out[: 2 * k].unbind()
+    rows[0].copy_(weight)
+    if size > 1:
+        torch.mul(weight, x, out=rows[1])
+    for n in range(2, len(rows)):
+        torch.mul(rows[n - 1], twice, out=rows[n]).sub_(rows[n - 2])
+    if size <= 2 * k:
+        return
+    for _ in range(3):  # 2 T_2, 2 T_4, 2 T_8
+        twice = twice.square_().sub_(2)
+    for n in range(2 * k, size, k):
+        m = min(k, size - n)
+        value = 1 if (n // k) % 2 else -1
+        before, last = out[n - 2 * k : n - 2 * k + m], out[n - k : n - k + m]
+        torch.addcmul(before, last, twice, value=value, out=out[n : n + m])
+
+
+def chebyshev_signs(size: int) -> Float[Tensor, " size"]:
+    """+ for the first sixteen polynomials, - for the next sixteen, and so on."""
+    block = torch.div(torch.arange(size), 2 * _STRIDE, rounding_mode="floor")
+    return (1 - 2 * (block % 2)).double()
 
 
 class LowRank:
-    """Functions of d in [0, high] as Σ_n T_n(x) `series`[n] `matrix`, x = 2 d / high - 1, by few polynomials
-    and few columns of `series`; `slopes` are the coefficients of the slope of the series in x.
+    """Functions of d in [0, high] as Σ_n T_n(x) `series`[n] `matrix`, x = 2 d / high - 1, by few polynomials,
+    signed as `chebyshev` gives them, and few columns of `series`; `slopes` are the coefficients of the slope
+    of the series in x.
 
     `function` gives two sets of columns: those that count and those that are wanted, of which the first are
     sums. Both are interpolated in Chebyshev points, more of them until the last coefficients of the first
@@ -79,8 +80,9 @@ class LowRank:
         u, s, v = torch.linalg.svd(r.T)
         self.rank = max(1, _first(s[:, None] * (v @ q.T), limit))
         series = u[:, : self.rank] * s[: self.rank].sqrt()
-        self.series = series.to(dtype)
-        self.slopes = (_derivative(self.size).to(u) @ series).to(dtype)
+        signs = chebyshev_signs(self.size).to(u)[:, None]
+        self.series = (signs * series).to(dtype)
+        self.slopes = (signs * (_derivative(self.size).to(u) @ series)).to(dtype)
         back = u[:, : self.rank] / s[: self.rank].sqrt()
         self.matrix = (back.T @ (waves[: self.size] @ wanted)).to(dtype)
 
@@ -98,8 +100,3 @@ def _derivative(size: int) -> Float[Tensor, "size size"]:
     matrix = torch.where(odd & (n[:, None] < n[None]), 2 * n[None], 0.0)
     matrix[0] /= 2
     return matrix
-
-
-def whole_steps(value: float, step: float) -> float:
-    """The next multiple of `step`, so that few tables serve many cutoffs."""
-    return math.ceil(value / step) * step

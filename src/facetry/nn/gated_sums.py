@@ -19,14 +19,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from facetry.nn.chebyshev import LowRank
-from facetry.nn.gates import gate_nodes, gate_weights
+from facetry.nn.gates import gate_choice, gate_nodes, gate_weights
 
 _SAMPLES = 1025  # where the largest filters are looked for
 _COUNTED = 7  # s1 between 0 and the largest, at which messages are compared
-_GATES = 10  # tolerance of gates in units of that of filters
+_GATES = 20  # tolerance of gates in units of that of filters
 _PARTS = 2  # sizes of z tabulated for each factor of 2
 
 
@@ -82,10 +81,14 @@ class FrozenLayer:
 
 @dataclass(frozen=True)
 class GateTable:
-    """y_k and U_k of one layer; U_0 belongs to a gate of 1. Holds where |s1| <= `most`."""
+    """Gates σ(t_k s1) of one layer and what stands beside them, U_0 beside a gate of 1. `nodes` and `bias`
+    are the layer's, but give s1 times the largest |D1|; it holds where that is below `most`."""
 
-    y: Float[Tensor, "nodes channels"]
-    matrix: Float[Tensor, "nodes_plus_one rank channels"]
+    nodes: Float[Tensor, "channels four_channels"]
+    bias: Float[Tensor, " four_channels"]
+    t: tuple[float, ...]
+    constant: Float[Tensor, "rank channels"]
+    matrices: tuple[Float[Tensor, "rank channels"], ...]
     most: Float[Tensor, " channels"]
 
 
@@ -114,16 +117,26 @@ class FilterTables:
 
         self.series = LowRank(columns, high, tolerance, dtype, device)
         self.layers: list[GateTable] = []
-        channels = len(bounds[0])
-        blocks = self.series.matrix.split([(len(g.y) + 1) * channels for g in gates], 1)
+        blocks = self.series.matrix.split([(len(g.t) + 1) * len(g.top) for g in gates], 1)
         for g, block in zip(gates, blocks, strict=True):
-            matrix = block.view(self.series.rank, len(g.y) + 1, channels).transpose(0, 1).contiguous()
-            self.layers.append(GateTable(g.y.to(dtype), matrix, g.most.to(dtype)))
+            constant, *matrices = (m.contiguous() for m in block.split(len(g.top), 1))
+            scale = g.top.to(dtype)
+            scale = torch.cat([scale, scale, torch.ones_like(scale), torch.ones_like(scale)])
+            self.layers.append(
+                GateTable(
+                    g.layer.nodes * scale,
+                    g.layer.bias * scale,
+                    g.t,
+                    constant,
+                    tuple(matrices),
+                    g.reach.to(dtype),
+                )
+            )
 
 
 class _Gates:
-    """y_k of a layer, and as functions of d what stands beside them. Every channel has the nodes that its
-    own z = |s1| |D1| asks for; channels with fewer get gates of weight 0."""
+    """t_k of a layer, and as functions of d what stands beside them. All channels have the same nodes, as
+    many as the largest z = |s1| |D1| asks for; where a channel needs fewer, the others weigh nothing."""
 
     def __init__(
         self,
@@ -136,27 +149,26 @@ class _Gates:
         self.top = (samples @ layer.inner.T + layer.inner_bias).abs().amax(0).clamp(min=1e-6)
         power = torch.ceil(_PARTS * torch.log2((bound * self.top).clamp(min=0.1)))
         self.reach = torch.exp2(power / _PARTS)
-        self.most = self.reach / self.top
-        self.groups = []
-        for reach in torch.unique(self.reach).tolist():
-            members = torch.nonzero(self.reach == reach)[:, 0]
-            self.groups.append((members, reach, gate_nodes(reach, _GATES * tolerance).to(bound.device)))
-        self.y = self.top.new_zeros((max(len(nodes) for _, _, nodes in self.groups), len(bound)))
-        for members, _, nodes in self.groups:
-            self.y[: len(nodes), members] = nodes[:, None] * self.top[members]
+        reaches = torch.unique(self.reach).tolist()
+        self.t = gate_nodes(reaches[-1], _GATES * tolerance)
+        self.groups = [
+            (torch.nonzero(self.reach == reach)[:, 0], reach, gate_choice(self.t, reach, _GATES * tolerance))
+            for reach in reaches
+        ]
 
     def columns(self, phi: Float[Tensor, "points basis"]) -> tuple[Tensor, Tensor]:
-        """Messages over s2 as they should be, for some s1, and the weights of gates of 1 and of all y_k."""
+        """Messages over s2 as they should be, for some s1, and the weights of gates of 1 and of all t_k."""
         inner = (phi @ self.layer.inner.T + self.layer.inner_bias) / self.top
         outer = phi @ self.layer.outer.T + self.layer.outer_bias
         some = torch.linspace(1.0, 0.0, _COUNTED, dtype=inner.dtype, device=inner.device)[:, None, None]
         counted = torch.sigmoid(some * self.reach * inner) * outer
-        weights = inner.new_zeros((len(self.y), *inner.shape))
-        for members, reach, nodes in self.groups:
+        weights = inner.new_zeros((len(self.t), *inner.shape))
+        for members, reach, chosen in self.groups:
             part = inner[:, members]
-            weights[: len(nodes), :, members] = gate_weights(nodes, reach, part.flatten()).view(
-                -1, *part.shape
-            )
+            nodes = part.new_tensor([self.t[k] for k in chosen])
+            found = gate_weights(nodes, reach, part.flatten()).view(-1, *part.shape)
+            for k, weight in zip(chosen, found, strict=True):
+                weights[k, :, members] = weight
         wanted = torch.cat([(0.5 * (1 - weights.sum(0)) * outer)[None], weights * outer])
         return counted.transpose(0, 1).flatten(1), wanted.transpose(0, 1).flatten(1)
 
@@ -168,9 +180,9 @@ class _Kept:
     s2: Tensor
     total: Tensor
     slope: Tensor
-    gates: Tensor
-    x: Tensor
+    gates: tuple[Tensor, ...]
     t: Tensor
+    slope_out: Tensor
 
 
 class GatedSums:
@@ -179,14 +191,13 @@ class GatedSums:
 
     def __init__(
         self,
-        layers: list[FrozenLayer],
         tables: list[GateTable],
         first: Int[Tensor, " pairs"],
         second: Int[Tensor, " pairs"],
         moments: Float[Tensor, "pairs rank"],
         memory: Memory,
     ) -> None:
-        self.layers, self.tables, self.moments, self.memory = layers, tables, moments, memory
+        self.tables, self.moments, self.memory = tables, moments, memory
         self.center = torch.cat([first, second])
         self.neighbor = torch.cat([second, first])
         self.kept: list[_Kept] = []
@@ -194,36 +205,32 @@ class GatedSums:
 
     def forward(self, h: Float[Tensor, "atoms channels"]) -> Float[Tensor, "atoms channels"]:
         (atoms, f), pairs = h.shape, len(self.moments)
-        memory = self.memory
+        memory, moments = self.memory, self.moments
         scratch, outer = memory.take("scratch", 2, pairs, f), memory.take("outer", pairs, f)
-        both = outer.expand(2, pairs, f)
+        s1, rows = memory.take("s1", 2, pairs, f), scratch.view(-1, f)
+        both, s1_rows = outer.expand(2, pairs, f), s1.view(-1, f)
         gate_slope = torch.ops.aten.sigmoid_backward.grad_input
-        for number, (layer, table) in enumerate(zip(self.layers, self.tables, strict=True)):
-            a1, b1, a2, b2 = torch.addmm(layer.bias, h, layer.nodes).split(f, 1)
-            s1, s2, total, slope = (
-                memory.take(f"{name} {number}", 2 * pairs, f) for name in ("s1", "s2", "total", "slope")
-            )
-            torch.index_select(a1, 0, self.center, out=s1)
-            s1 += torch.index_select(b1, 0, self.neighbor, out=scratch.view(-1, f))
-            torch.index_select(a2, 0, self.center, out=s2)
-            s2 += torch.index_select(b2, 0, self.neighbor, out=scratch.view(-1, f))
-            self.largest.append((s1.abs().amax(0) / table.most).amax())
-            s1, s2 = s1.view(2, pairs, f), s2.view(2, pairs, f)
-            total, slope = total.view(2, pairs, f), slope.view(2, pairs, f)
-            gates = memory.take(f"gates {number}", len(table.y), 2, pairs, f)
-            torch.mm(self.moments, table.matrix[0], out=total[0])
+        for number, table in enumerate(self.tables):
+            a1, b1, a2, b2 = torch.addmm(table.bias, h, table.nodes).split(f, 1)
+            s2, total, slope, *gates = memory.take(f"layer {number}", 3 + len(table.t), 2, pairs, f).unbind()
+            torch.index_select(a1, 0, self.center, out=s1_rows)
+            s1_rows += torch.index_select(b1, 0, self.neighbor, out=rows)
+            torch.index_select(a2, 0, self.center, out=s2.view(-1, f))
+            s2 += torch.index_select(b2, 0, self.neighbor, out=rows).view_as(s2)
+            self.largest.append((torch.abs(s1_rows, out=rows).amax(0) / table.most).amax())
+            torch.mm(moments, table.constant, out=total[0])
             total[1] = total[0]
             slope.zero_()
-            for y, matrix, gate in zip(table.y, table.matrix[1:], gates, strict=True):
-                torch.mm(self.moments, matrix, out=outer)
-                torch.mul(s1, y, out=gate).sigmoid_()
+            for t, matrix, gate in zip(table.t, table.matrices, gates, strict=True):
+                torch.mm(moments, matrix, out=outer)
+                torch.mul(s1, t, out=gate).sigmoid_()
                 total.addcmul_(gate, both)
-                slope.addcmul_(gate_slope(both, gate, grad_input=scratch), y)
+                slope.add_(gate_slope(both, gate, grad_input=scratch), alpha=t)
             m = h.new_zeros((atoms, f)).index_add_(0, self.center, torch.mul(s2, total, out=s1).view(-1, f))
-            t = torch.tanh(m)
-            x = h + t
-            self.kept.append(_Kept(s2, total, slope, gates, x, t))
-            h = softplus(x)
+            t = torch.sigmoid(2 * m).mul_(2).sub_(1)  # tanh(m), ten times as fast
+            below = torch.sigmoid(-(h + t))
+            self.kept.append(_Kept(s2, total, slope, tuple(gates), t, 1 - below))
+            h = torch.log(below).neg_()  # softplus(h + t)
         return h
 
     def beyond(self) -> bool:
@@ -234,16 +241,18 @@ class GatedSums:
         """Slopes in the moments of every pair from those in the vectors of atoms."""
         (atoms, f), pairs = by_h.shape, len(self.moments)
         by_moments = torch.zeros_like(self.moments)
-        scratch, part = self.memory.take("scratch", 2, pairs, f), self.memory.take("outer", pairs, f)
-        for number in reversed(range(len(self.layers))):
-            layer, table, kept = self.layers[number], self.tables[number], self.kept[number]
-            by_x = by_h * torch.sigmoid(kept.x)
+        by_message, part = self.memory.take("scratch", 2, pairs, f), self.memory.take("outer", pairs, f)
+        for number in reversed(range(len(self.tables))):
+            table, kept = self.tables[number], self.kept[number]
+            by_x = by_h * kept.slope_out
             by_m = by_x * (1 - kept.t.square())
-            by_message = torch.index_select(by_m, 0, self.center, out=scratch.view(-1, f)).view(2, pairs, f)
+            torch.index_select(by_m, 0, self.center, out=by_message.view(-1, f))
             q = kept.s2.mul_(by_message)
-            by_moments.addmm_(torch.add(q[0], q[1], out=part), table.matrix[0].T)
-            for matrix, gate in zip(table.matrix[1:], kept.gates, strict=True):
-                torch.mul(q[0], gate[0], out=part).addcmul_(q[1], gate[1])
+            one, other = q.unbind()
+            by_moments.addmm_(torch.add(one, other, out=part), table.constant.T)
+            for matrix, gate in zip(table.matrices, kept.gates, strict=True):
+                gate_one, gate_other = gate.unbind()
+                torch.mul(one, gate_one, out=part).addcmul_(other, gate_other)
                 by_moments.addmm_(part, matrix.T)
             by_h = by_x
             if number:
@@ -253,5 +262,5 @@ class GatedSums:
                 by_nodes[1].index_add_(0, self.neighbor, by_s1)
                 by_nodes[2].index_add_(0, self.center, by_s2)
                 by_nodes[3].index_add_(0, self.neighbor, by_s2)
-                by_h = torch.addmm(by_h, by_nodes.transpose(0, 1).flatten(1), layer.nodes.T)
+                by_h = torch.addmm(by_h, by_nodes.transpose(0, 1).flatten(1), table.nodes.T)
         return by_moments

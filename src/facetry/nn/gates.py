@@ -25,23 +25,39 @@ def _grid(points: int) -> Float[Tensor, " points"]:
     return (1 - torch.cos(angle)) / 2
 
 
-@functools.lru_cache(maxsize=256)
-def gate_nodes(reach: float, tolerance: float) -> Float[Tensor, " nodes"]:
-    """t_k for |s y| <= `reach`, so many that the gates are off by at most about `tolerance`."""
-    points = torch.cat([_grid(_POINTS), torch.ones(1, dtype=torch.float64)])
-    left = torch.tanh(reach / 2 * points[:, None] * points)
-    chosen = []
-    while len(chosen) < len(points):
-        size = left.abs().amax(0)
-        size[chosen] = 0.0
-        pivot = int(size.argmax())
-        if chosen and size[pivot] < tolerance:
+def _pivots(kernel: Float[Tensor, "points candidates"], left: Tensor, tolerance: float) -> list[int]:
+    """Candidates by elimination until nothing above `tolerance` is left of the columns of `left`, the first
+    of which are those of `kernel`."""
+    chosen: list[int] = []
+    size = kernel.shape[1]
+    while len(chosen) < size:
+        norm = left.abs().amax(0)
+        if chosen and norm.amax() < tolerance:
             break
-        chosen.append(pivot)
-        direction = left[:, pivot] / left[:, pivot].norm()
+        norm = norm[:size]
+        norm[chosen] = 0.0
+        chosen.append(int(norm.argmax()))
+        direction = left[:, chosen[-1]] / left[:, chosen[-1]].norm()
         for _ in range(2):  # once more for what rounding left
             left = left - direction[:, None] * (direction @ left)
-    return points[chosen]
+    return chosen
+
+
+@functools.lru_cache(maxsize=256)
+def gate_nodes(reach: float, tolerance: float) -> tuple[float, ...]:
+    """t_k for |s y| <= `reach`, so many that the gates are off by at most about `tolerance`."""
+    points = torch.cat([_grid(_POINTS), torch.ones(1, dtype=torch.float64)])
+    kernel = torch.tanh(reach / 2 * points[:, None] * points)
+    return tuple(points[_pivots(kernel, kernel, tolerance)].tolist())
+
+
+@functools.lru_cache(maxsize=1024)
+def gate_choice(nodes: tuple[float, ...], reach: float, tolerance: float) -> tuple[int, ...]:
+    """Which of these nodes are enough for a smaller reach, the most needed ones first."""
+    points, candidates = _grid(_POINTS), torch.tensor(nodes, dtype=torch.float64)
+    half = reach / 2 * points[:, None]
+    kernel = torch.tanh(half * candidates)
+    return tuple(_pivots(kernel, torch.cat([kernel, torch.tanh(half * points)], 1), tolerance))
 
 
 def gate_weights(
