@@ -1,16 +1,12 @@
 """The tables of the README, made from what benchmarks and runs left: `python -m benchmarks.tables`.
 
-accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of folds or seeds
+accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of folds or seeds;
+           a key `reproduces` names a row of src/facetry/published/*.toml, whose ours.json is written too
 classes    those of them that tell classes
-<<<<<<< HEAD
 relaxation those of them that relax lattices, reconstruction those that make them from cubes
 optimiser  benchmarks/relaxation/*.json
 generation those of them that find crystals again from their formulas
 ablation   benchmarks/ablation/perov5.json, for docs/models/continuousp.md
-=======
-relaxation those of them that relax lattices
-           a key `reproduces` names a row of src/facetry/published/*.toml, whose ours.json is written too
->>>>>>> 14d8281 (Reproduce published rows: a catalogue, one command, receipts of both numbers)
 cleaning   benchmarks/cleaning/*.json
 speed      benchmarks/speed/results/*.json
 """
@@ -26,13 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 README = ROOT.parent / "README.md"
-<<<<<<< HEAD
 PAGE = ROOT.parent / "docs" / "models" / "continuousp.md"
 ORDER = ("cif", "graph", "voronoi", "comformer", "lattice_attention", "ecn", "empnn", "command_line")
-=======
 PUBLISHED = ROOT.parent / "src" / "facetry" / "published" / "ours.json"
-ORDER = ("cif", "graph", "voronoi", "comformer", "lattice_attention", "ecn", "command_line")
->>>>>>> 14d8281 (Reproduce published rows: a catalogue, one command, receipts of both numbers)
 METALS = (
     "accuracy",
     "roc_auc",
@@ -253,7 +245,6 @@ def speed() -> str:
     return "\n".join([*lines, "", f"{scale} {'; '.join(sorted(machines))}."])
 
 
-<<<<<<< HEAD
 def ablation() -> str:
     """One line a short training: what it had, how much of the validation crystals it found."""
     lines = ["| training | steps | minutes | match rate | RMSE |", "|---|---|---|---|---|"]
@@ -276,7 +267,8 @@ def _with_table(text: str, name: str, table: str, where: str) -> str:
 def filled_page(text: str) -> str:
     """docs/models/continuousp.md with its table as it should be."""
     return _with_table(text, "ablation", ablation(), PAGE.name)
-=======
+
+
 def published() -> str:
     """What the receipts say of published rows: the file that `facetry reproduce list` reads."""
     found: dict[str, list[dict]] = {}
@@ -307,7 +299,6 @@ def published() -> str:
                 }
             )
     return json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
->>>>>>> 14d8281 (Reproduce published rows: a catalogue, one command, receipts of both numbers)
 
 
 def filled(text: str) -> str:
@@ -328,20 +319,10 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-<<<<<<< HEAD
-    for path, fill in ((README, filled), (PAGE, filled_page)):
-        before = path.read_text()
+    for path, fill in ((PUBLISHED, lambda _: published()), (README, filled), (PAGE, filled_page)):
+        before = path.read_text() if path.exists() else ""
         after = fill(before)
         if "--check" not in sys.argv:
             path.write_text(after)
         elif before != after:
-            sys.exit(f"{path.name}: its tables differ from the receipts; run python -m benchmarks.tables")
-=======
-    for file, make in ((README, filled), (PUBLISHED, lambda _: published())):
-        before = file.read_text() if file.exists() else ""
-        after = make(before)
-        if "--check" not in sys.argv:
-            file.write_text(after)
-        elif before != after:
-            sys.exit(f"{file.name}: differs from the receipts; run python -m benchmarks.tables")
->>>>>>> 14d8281 (Reproduce published rows: a catalogue, one command, receipts of both numbers)
+            sys.exit(f"{path.name}: differs from the receipts; run python -m benchmarks.tables")

@@ -1,4 +1,4 @@
-"""Published rows: each has a recipe that is valid; runs go on, are compared, and leave a receipt of both numbers."""
+"""Published rows: each has a valid recipe; runs go on, are compared, and leave a receipt of both numbers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ROWS = load_rows()
 def row(**changes) -> Row:
     """A row of three epochs on a few alloys."""
     known = {
-        "name": "toy-row", "paper": "Nobody, Nowhere, 1999", "table": "Table 1", "what": "energy of alloys",
+        "name": "toy-row", "paper": "Nobody, 1999", "table": "Table 1", "what": "energy of alloys",
         "published": {"mae": 0.5, "rmse": 0.7}, "spread": {}, "units": {"mae": "eV/atom", "rmse": "eV/atom"},
         "recipe": "demo", "short": "",
         "overrides": (
-            "model.channels=8", "model.layers=1", "data.limit.train=60", "data.limit.val=20", "data.limit.test=20",
-            "training.epochs=2", "training.published_epochs=10",
+            "model.channels=8", "model.layers=1", "data.limit.train=60", "data.limit.val=20",
+            "data.limit.test=20", "training.epochs=2", "training.published_epochs=10",
         ),
-        "folds": 0, "measure": "test", "data": "complete", "comparable": True, "budget": "seconds", "note": "",
+        "folds": 0, "measure": "test", "data": "complete", "comparable": True, "budget": "s", "note": "",
     }  # fmt: skip
     return Row(**known | changes)
 
@@ -109,8 +109,8 @@ def test_a_killed_run_goes_on(toy, monkeypatch):
 
 def test_folds_are_averaged(toy, data_folder, monkeypatch):
     monkeypatch.setenv("FACETRY_DATA", str(data_folder))
-    short = ("training.epochs=1", "model.channels=8", "model.layers=1", "data.limit.train=20", "data.limit.val=10",
-             "data.limit.test=10")  # fmt: skip
+    short = ("training.epochs=1", "model.channels=8", "model.layers=1")
+    short += ("data.limit.train=20", "data.limit.val=10", "data.limit.test=10")
     wanted = toy(recipe="icomformer-jdft2d", overrides=short, folds=2)
     found = reproduce(wanted.name, "here", verbose=False)
     inner = [json.loads(Path(f"here/fold-{i}/receipt.json").read_text()) for i in range(2)]

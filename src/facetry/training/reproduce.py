@@ -242,8 +242,8 @@ def _test_scores(folder: Path) -> dict[str, tuple[float | None, float | None, fl
 Measure = Callable[[Path], Mapping[str, tuple[float | None, float | None, float | None]]]
 
 MEASURES: dict[str, Measure] = {"test": _test_scores}
-"""How the run in a folder is measured: metric -> value, lower, upper. `measure` of a table names one; a table of
-generated crystals (match rate, RMSE) adds its own here."""
+"""How the run in a folder is measured: metric -> value, lower, upper. `measure` of a table names one; a table
+of generated crystals (match rate, RMSE) adds its own here."""
 
 
 def _one(
