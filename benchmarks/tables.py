@@ -1,6 +1,7 @@
 """The tables of the README, made from what benchmarks and runs left: `python -m benchmarks.tables`.
 
-accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of folds or seeds
+accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of folds or seeds;
+           a key `reproduces` names a row of src/facetry/published/*.toml, whose ours.json is written too
 classes    those of them that tell classes
 relaxation those of them that relax lattices, reconstruction those that make them from cubes
 optimiser  benchmarks/relaxation/*.json
@@ -33,6 +34,7 @@ ORDER = (
     "continuousp",
     "command_line",
 )
+PUBLISHED = ROOT.parent / "src" / "facetry" / "published" / "ours.json"
 METALS = (
     "accuracy",
     "roc_auc",
@@ -277,6 +279,38 @@ def filled_page(text: str) -> str:
     return _with_table(text, "ablation", ablation(), PAGE.name)
 
 
+def published() -> str:
+    """What the receipts say of published rows: the file that `facetry reproduce list` reads."""
+    found: dict[str, list[dict]] = {}
+    for path in sorted((ROOT / "accuracy").glob("*.toml")):
+        row = tomllib.loads(path.read_text())
+        for name in [row["reproduces"]] if "reproduces" in row else []:
+            files = row.get("receipts") or [row["receipt"]]
+            receipts = [json.loads((ROOT / "accuracy" / n).read_text()) for n in files]
+            tests = [receipt["metrics"]["test"] for receipt in receipts]
+            scores = [test[0] if isinstance(test, list) else test for test in tests]
+            metrics = {}
+            for metric, first in scores[0].items():
+                if not isinstance(first, list):
+                    continue
+                values = [score[metric][0] for score in scores]
+                if len(values) == 1:
+                    metrics[metric] = first
+                elif None not in values:
+                    mean, spread = statistics.mean(values), statistics.stdev(values)
+                    metrics[metric] = [mean, mean - spread, mean + spread]
+            found.setdefault(name, []).append(
+                {
+                    "metrics": metrics,
+                    "run": row["run"],
+                    "shortened": sorted({reason for receipt in receipts for reason in receipt["shortened"]}),
+                    "minutes": round(sum(receipt["seconds"] for receipt in receipts) / 60),
+                    "receipts": [f"benchmarks/accuracy/{name}" for name in files],
+                }
+            )
+    return json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
 def filled(text: str) -> str:
     """The README with its tables as they should be."""
     tables = {
@@ -295,10 +329,10 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for path, fill in ((README, filled), (PAGE, filled_page)):
-        before = path.read_text()
+    for path, fill in ((PUBLISHED, lambda _: published()), (README, filled), (PAGE, filled_page)):
+        before = path.read_text() if path.exists() else ""
         after = fill(before)
         if "--check" not in sys.argv:
             path.write_text(after)
         elif before != after:
-            sys.exit(f"{path.name}: its tables differ from the receipts; run python -m benchmarks.tables")
+            sys.exit(f"{path.name}: differs from the receipts; run python -m benchmarks.tables")

@@ -1,4 +1,4 @@
-"""The whole audit: planted defects are found, known ones of real sets too; splits train; pages fetch nothing."""
+"""The whole audit: planted defects are found, known ones of real sets too; splits train."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def test_every_planted_defect(found):
     assert cases["contradicting labels"] in ({("120.cif", "1.cif")}, {("1.cif", "120.cif")})
     assert found.counts == {"train": 98, "test": 28}
     assert found.unreadable == 1
-    assert found.errors == 4  # unreadable, leak, distances, densities
+    assert cases["impossible values (formation_energy)"] == {("31.cif", "")}
+    assert found.errors == 5  # unreadable, leak, distances, densities, values
 
 
 def test_baselines_are_honest(found):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from facetry import __version__
-from facetry.cli import audit, certify, check, data, explain, generate, match, model, relax
+from facetry.cli import audit, certify, check, data, explain, generate, match, model, relax, reproduce
 from facetry.cli.common import INTERRUPTED, OK, report_error
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ app.command("match", short_help="Which references candidates match, and how well
 app.command("certify", short_help="A model's symmetry: declared against measured.")(certify.certify)
 app.command("audit", short_help="What is wrong with a set; what a model must beat.")(audit.audit)
 app.add_typer(data.app, name="dataset", short_help="Named sets: list, info, get, import, clean.")
+app.command("reproduce", short_help="A published row: their number, ours, a receipt.")(reproduce.reproduce)
 app.command("doctor", short_help="Versions, devices, a self-test in seconds.")(check.doctor)
 
 
