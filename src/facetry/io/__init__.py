@@ -78,7 +78,7 @@ def read_many(
         places: as for `read`; may be a generator of paths.
         workers: parsing processes; 0 parses in this process, without limits.
         time_limit: seconds allowed for one file (for one structure in a file of many); its worker is then
-            killed and replaced. None for no limit.
+            killed and replaced. None for no limit. A suspended or crowded machine is given more.
         memory_limit: bytes a worker may use (where the system can enforce it).
         merge_within: as for `read`.
         done: the sources of the first readings, of an earlier call with the same places: they are not given

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from facetry.crystal import Crystal
+from facetry.crystal import Crystal, CrystalError
 from facetry.elements import SYMBOLS
 from facetry.evaluation.relaxation import largest_stretch
 from facetry.geometry.space_group import space_group
@@ -312,11 +312,10 @@ def _trajectory(
     """The input and what each block made of it, up to the first cell that is none."""
     steps = [before]
     for number in range(1, len(lattices)):
-        lattice = lattices[number]
-        size = np.linalg.norm(lattice, axis=1).prod()
-        if not abs(np.linalg.det(lattice)) > 1e-6 * size:
+        try:
+            steps.append(before.replace(lattice=lattices[number], frac_coords=coords[:, number]))
+        except CrystalError:
             break
-        steps.append(before.replace(lattice=lattice, frac_coords=coords[:, number]))
     return tuple(steps)
 
 

@@ -407,7 +407,10 @@ def read_tables(source: str | Path) -> dict[str, Any]:
     """The raw tables of a recipe file, or of a shipped recipe by its name."""
     path = Path(source)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{source}: not valid TOML: {error}; save it as UTF-8") from None
     elif str(source) in recipe_names():
         text = (resources.files("facetry") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
     else:
