@@ -1,9 +1,12 @@
 """The tables of the README, made from what benchmarks and runs left: `python -m benchmarks.tables`.
 
-accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of folds or seeds
+accuracy   benchmarks/accuracy/*.toml, each naming the receipt of a run beside it, or those of folds or seeds;
+           a key `reproduces` names a row of src/facetry/published/*.toml, whose ours.json is written too
 classes    those of them that tell classes
 relaxation those of them that relax lattices, reconstruction those that make them from cubes
 optimiser  benchmarks/relaxation/*.json
+generation those of them that find crystals again from their formulas
+ablation   benchmarks/ablation/perov5.json, for docs/models/continuousp.md
 cleaning   benchmarks/cleaning/*.json
 speed      benchmarks/speed/results/*.json
 """
@@ -19,7 +22,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 README = ROOT.parent / "README.md"
-ORDER = ("cif", "graph", "voronoi", "comformer", "lattice_attention", "ecn", "empnn", "command_line")
+PAGE = ROOT.parent / "docs" / "models" / "continuousp.md"
+ORDER = (
+    "cif",
+    "graph",
+    "voronoi",
+    "comformer",
+    "lattice_attention",
+    "ecn",
+    "empnn",
+    "continuousp",
+    "command_line",
+)
+PUBLISHED = ROOT.parent / "src" / "facetry" / "published" / "ours.json"
 METALS = (
     "accuracy",
     "roc_auc",
@@ -179,6 +194,35 @@ def optimiser() -> str:
     return "\n".join(lines)
 
 
+def generation() -> str:
+    """One line a method: how many test crystals its candidates match, how closely, beside published ones."""
+    heads = (
+        "set | method | match rate: first, of 20 | the same, valid | RMSE of 20 | METRe, cRMSE | published"
+    )
+    lines = [f"| {heads} | run | receipt |", "|" + "---|" * 9]
+    for row, names, receipts in _runs("generation"):
+        (receipt,) = receipts
+        scores = {(s["k"], s["valid_only"]): s for s in receipt["scores"]}
+        most = max(k for k, _ in scores)
+        every = scores[most, False]
+        rate = {v: [f"{100 * scores[k, v]['match_rate']:.1f}" for k in (1, most)] for v in (False, True)}
+        low, high = next(i for i in receipt["intervals"] if i["k"] == most)["match_rate"]
+        published = ", ".join(f"{n} {m:.2f} %, {r:.4f}" for n, (m, r) in row.get("published", {}).items())
+        cells = (
+            row["data"],
+            row["model"],
+            f"{rate[False][0]} %, {rate[False][1]} % ({100 * low:.1f} to {100 * high:.1f})",
+            f"{rate[True][0]} %, {rate[True][1]} %",
+            "none" if every["rmse"] is None else f"{every['rmse']:.4f}",
+            f"{100 * every['metre']:.1f} %, {every['crmse']:.4f}",
+            published or "none",
+            _effort(row, receipts),
+            _links(names),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def cleaning() -> str:
     """One column a set: how many crystals are left after each stage."""
     found = [json.loads(path.read_text()) for path in sorted((ROOT / "cleaning").glob("*.json"))]
@@ -211,6 +255,62 @@ def speed() -> str:
     return "\n".join([*lines, "", f"{scale} {'; '.join(sorted(machines))}."])
 
 
+def ablation() -> str:
+    """One line a short training: what it had, how much of the validation crystals it found."""
+    lines = ["| training | steps | minutes | match rate | RMSE |", "|---|---|---|---|---|"]
+    path = ROOT / "ablation" / "perov5.json"
+    for row in json.loads(path.read_text())["rows"]:
+        rmse = "none" if row["rmse"] is None else f"{row['rmse']:.3f}"
+        rate = f"{100 * row['match_rate']:.0f} %"
+        lines.append(f"| {row['what']} | {row['steps']} | {row['seconds'] / 60:.1f} | {rate} | {rmse} |")
+    return "\n".join(lines)
+
+
+def _with_table(text: str, name: str, table: str, where: str) -> str:
+    pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+    text, count = re.subn(pattern, lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"{where}: expected one table '{name}' between its markers, found {count}")
+    return text
+
+
+def filled_page(text: str) -> str:
+    """docs/models/continuousp.md with its table as it should be."""
+    return _with_table(text, "ablation", ablation(), PAGE.name)
+
+
+def published() -> str:
+    """What the receipts say of published rows: the file that `facetry reproduce list` reads."""
+    found: dict[str, list[dict]] = {}
+    for path in sorted((ROOT / "accuracy").glob("*.toml")):
+        row = tomllib.loads(path.read_text())
+        for name in [row["reproduces"]] if "reproduces" in row else []:
+            files = row.get("receipts") or [row["receipt"]]
+            receipts = [json.loads((ROOT / "accuracy" / n).read_text()) for n in files]
+            tests = [receipt["metrics"]["test"] for receipt in receipts]
+            scores = [test[0] if isinstance(test, list) else test for test in tests]
+            metrics = {}
+            for metric, first in scores[0].items():
+                if not isinstance(first, list):
+                    continue
+                values = [score[metric][0] for score in scores]
+                if len(values) == 1:
+                    metrics[metric] = first
+                elif None not in values:
+                    mean, spread = statistics.mean(values), statistics.stdev(values)
+                    metrics[metric] = [mean, mean - spread, mean + spread]
+            found.setdefault(name, []).append(
+                {
+                    "metrics": metrics,
+                    "run": row["run"],
+                    "shortened": sorted({reason for receipt in receipts for reason in receipt["shortened"]}),
+                    "minutes": round(sum(receipt["seconds"] for receipt in receipts) / 60),
+                    "receipts": [f"benchmarks/accuracy/{name}" for name in files],
+                }
+            )
+    return json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
 def filled(text: str) -> str:
     """The README with its tables as they should be."""
     tables = {
@@ -219,22 +319,20 @@ def filled(text: str) -> str:
         "relaxation": relaxation,
         "reconstruction": reconstruction,
         "optimiser": optimiser,
+        "generation": generation,
         "cleaning": cleaning,
         "speed": speed,
     }
     for name, make in tables.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        table = make()
-        text, count = re.subn(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"README.md: expected one table '{name}' between its markers, found {count}")
+        text = _with_table(text, name, make(), README.name)
     return text
 
 
 if __name__ == "__main__":
-    before = README.read_text()
-    after = filled(before)
-    if "--check" not in sys.argv:
-        README.write_text(after)
-    elif before != after:
-        sys.exit("README.md: its tables differ from the receipts; run python -m benchmarks.tables")
+    for path, fill in ((PUBLISHED, lambda _: published()), (README, filled), (PAGE, filled_page)):
+        before = path.read_text() if path.exists() else ""
+        after = fill(before)
+        if "--check" not in sys.argv:
+            path.write_text(after)
+        elif before != after:
+            sys.exit(f"{path.name}: differs from the receipts; run python -m benchmarks.tables")

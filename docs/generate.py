@@ -5,11 +5,13 @@ A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; tests/docs
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 DOCS = Path(__file__).parent
 _PLACE = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -188,6 +190,16 @@ def training() -> str:
     return "\n".join(lines)
 
 
+def _certificates() -> ModuleType:
+    """The numbers that `python docs/certificates.py` measured, and their tables."""
+    spec = importlib.util.spec_from_file_location("docs_certificates", DOCS / "certificates.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -201,6 +213,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "cell_settings": cell_settings,
     "lattice_options": lattice_options,
     "training": training,
+    "certificates": lambda: _certificates().summary(),
+    "certificates_float64": lambda: _certificates().table("float64"),
+    "certificates_float32": lambda: _certificates().table("float32"),
+    "certificates_one_frame": lambda: _certificates().table("float64, one frame"),
+    "certificates_continuity": lambda: _certificates().continuity(),
+    "certificates_energy": lambda: _certificates().energies(),
 }
 
 

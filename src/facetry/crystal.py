@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     import ase
     import pymatgen.core
 
-__all__ = ["Crystal", "CrystalError", "as_crystal", "flatness"]
+__all__ = ["Crystal", "CrystalError", "as_crystal", "check_lattice", "flatness"]
+
+SHORTEST, LONGEST = 1e-3, 1e6  # Å; of lattice vectors. Beyond, squares and volumes lose their digits
+FARTHEST = 1e6  # cells; a coordinate further out has lost its place in the cell
 
 # Volume over |a||b||c| below which the three vectors span no cell a file of rounded numbers could mean.
 _FLAT = 1e-6
@@ -60,7 +63,8 @@ class Crystal:
         notes: what a reader had to assume, one sentence each.
 
     Arrays are float64 (atomic numbers int64) and read-only. Nothing is reduced, wrapped or re-oriented.
-    Raises CrystalError for wrong shapes, numbers that are not finite, unknown elements, a flat lattice.
+    Raises CrystalError for wrong shapes, numbers that are not finite or beyond all crystals, unknown
+    elements, a flat lattice.
     """
 
     lattice: Float[np.ndarray, "3 3"]
@@ -85,22 +89,17 @@ class Crystal:
         frac_coords = _array(frac_coords, "frac_coords", name)
         if lattice.shape != (3, 3):
             _fail(name, f"lattice must be 3 x 3 (rows a, b, c in Å), got shape {lattice.shape}")
-        flat = flatness(lattice)
-        if not flat > _FLAT:
-            if not np.isfinite(lattice).all():
-                _fail(name, "lattice holds a number that is not finite")
-            _fail(
-                name,
-                f"lattice is flat: volume over |a||b||c| is {flat:.1e}, at least {_FLAT:.0e} is needed; "
-                "check the cell lengths and angles",
-            )
+        check_lattice(lattice, name)
         if frac_coords.size == 0:
             _fail(name, "a crystal needs at least one site, got none")
         if frac_coords.ndim != 2 or frac_coords.shape[1] != 3:
             _fail(name, f"frac_coords must be n x 3, got shape {frac_coords.shape}")
-        if not np.logical_and.reduce(np.isfinite(frac_coords), axis=None):
-            bad = int(np.flatnonzero(~np.isfinite(frac_coords).all(axis=1))[0])
-            _fail(name, f"site {bad} has a coordinate that is not finite: {frac_coords[bad].tolist()}")
+        if not np.abs(frac_coords).max() <= FARTHEST:
+            bad = int(np.flatnonzero(~(np.abs(frac_coords) <= FARTHEST).all(axis=1))[0])
+            place = frac_coords[bad].tolist()
+            if not np.isfinite(place).all():
+                _fail(name, f"site {bad} has a coordinate that is not finite: {place}")
+            _fail(name, f"site {bad} is more than {FARTHEST:g} cells away: {place}; wrap it into the cell")
         numbers = _atomic_numbers(atomic_numbers, len(frac_coords), name)
         if occupancies is not None:
             occupancies, numbers = _occupancies(occupancies, numbers, name)
@@ -235,7 +234,7 @@ class Crystal:
 
     # --- other cells ---------------------------------------------------------------------------
 
-    def supercell(self, matrix: int | Sequence[float] | ArrayLike) -> Crystal:
+    def supercell(self, matrix: int | Sequence[int] | ArrayLike) -> Crystal:
         """The same crystal in the cell whose vectors are `matrix @ lattice`.
 
         Args:
@@ -391,6 +390,27 @@ def as_crystal(obj: Any, name: str = "") -> Crystal:
     )
 
 
+def check_lattice(lattice: Float[np.ndarray, "3 3"], name: str = "") -> None:
+    """Raises CrystalError for rows that are not finite, too short, too long (Å) or in one plane."""
+    extent = np.abs(lattice).max(axis=1)
+    if not (extent.max() <= LONGEST and extent.min() >= SHORTEST):
+        if not np.isfinite(lattice).all():
+            _fail(name, "lattice holds a number that is not finite")
+        worst = extent.max() if extent.max() > LONGEST else extent.min()
+        _fail(
+            name,
+            f"expected lattice vectors between {SHORTEST:g} and {LONGEST:g} Å, got one of about {worst:.2g}; "
+            "check its unit and scale, and whether it is there at all",
+        )
+    flat = flatness(lattice)
+    if not flat > _FLAT:
+        _fail(
+            name,
+            f"lattice is flat: volume over |a||b||c| is {flat:.1e}, at least {_FLAT:.0e} is needed; "
+            "check the cell lengths and angles",
+        )
+
+
 def flatness(lattice: Float[np.ndarray, "3 3"]) -> float:
     """Volume over the product of the lengths: 1 for a rectangular cell, 0 for a flat one."""
     # products of plain floats: ten times faster than numpy on nine numbers
@@ -415,7 +435,9 @@ def _atomic_numbers(values: ArrayLike, sites: int, name: str) -> np.ndarray:
     given = np.asarray(values)
     if given.shape != (sites,):
         _fail(name, f"{sites} sites need {sites} atomic numbers, got shape {given.shape}")
-    whole = given.dtype.kind in "iu" or (given.dtype.kind == "f" and np.array_equal(given, np.rint(given)))
+    whole = given.dtype.kind in "iu" or (
+        given.dtype.kind == "f" and np.array_equal(given, np.rint(given)) and np.abs(given).max() < 2**31
+    )
     if not whole:
         _fail(name, f"atomic_numbers must be integers 1 to {MAX_ATOMIC_NUMBER}, got {given[:3].tolist()}")
     numbers = given.astype(np.int64)

@@ -138,3 +138,20 @@ def test_tables_of_the_readme_are_those_of_the_receipts() -> None:
     tables = pytest.importorskip("benchmarks.tables", reason="needs the folder benchmarks/ of a clone")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert tables.filled(text) == text, "run `python -m benchmarks.tables`"
+
+
+def test_our_numbers_of_published_rows_are_those_of_the_receipts() -> None:
+    tables = pytest.importorskip("benchmarks.tables", reason="needs the folder benchmarks/ of a clone")
+    assert tables.PUBLISHED.read_text(encoding="utf-8") == tables.published(), (
+        "run `python -m benchmarks.tables`"
+    )
+
+
+def test_receipts_name_no_folder_of_a_machine() -> None:
+    """A command in a receipt is one that anybody can give: paths in it are relative."""
+    folder = ROOT / "benchmarks" / "accuracy"
+    if not folder.is_dir():
+        pytest.skip("needs the folder benchmarks/ of a clone")
+    path = re.compile(r"(?<![\w.\-/])/(?:root|home|work|tmp|Users|mnt|data|scratch|opt|var)/\S*")
+    found = {f.name: path.findall(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*"))}
+    assert not {name: paths for name, paths in found.items() if paths}

@@ -26,10 +26,10 @@ def energy(model, lattice, frac_coords, atomic_numbers, envelope=True):
     d = torch.where(inside, squared, 1.0).sqrt()
     omega = torch.where(inside, 1 + torch.cos(math.pi * d / reach) if envelope else torch.ones_like(d), 0.0)
     k = model.filter.size
-    if model.filter.kind == "broad":
-        centers, width, x = torch.linspace(0, 20, k, dtype=d.dtype), 3 * 20 / (k - 1), d
-    else:
-        centers, width, x = torch.linspace(0, 1, k, dtype=d.dtype), 1 / (k - 1), d / reach
+    last, widths, x = {"broad": (20, 3, d), "sharp": (12, 1, d), "narrow": (1, 1, d / reach)}[
+        model.filter.kind
+    ]
+    centers, width = torch.linspace(0, last, k, dtype=d.dtype), widths * last / (k - 1)
     phi = torch.exp(-0.5 * (x[..., None] - centers) ** 2 / width**2)
     h = torch.tanh(model.elements.weight[atomic_numbers - 1])
     for layer in model.layers:

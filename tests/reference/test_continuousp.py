@@ -31,7 +31,7 @@ def make(amplify: float = 2.0, dtype=torch.float64, **options) -> ContinuouSP:
     return model.to(dtype).eval()
 
 
-@pytest.fixture(scope="module", params=["broad", "narrow"])
+@pytest.fixture(scope="module", params=["broad", "sharp", "narrow"])
 def model(request):
     return make(basis=request.param)
 
@@ -216,6 +216,46 @@ def test_neighbour_table_serves_moved_atoms_and_strained_cells():
         assert torch.allclose(kept.energy, new.energy, rtol=0, atol=1e-12)
         assert torch.allclose(kept.by_position, new.by_position, rtol=0, atol=1e-11)
     assert 5 < land.table.builds < 30
+
+
+def test_blocks_hold_the_images_of_the_table():
+    """Every image once, the padding out of reach."""
+    model = make()
+    batch = Batch.from_crystals(RANDOM)
+    land = model.landscape(batch.atomic_numbers, batch.num_atoms)
+    land(batch.lattice, batch.frac_coords)
+    table = land.table
+    blocks = table.blocks(2, 6)
+    vector = blocks.vectors(
+        batch.lattice[2:6], batch.frac_coords[batch.num_atoms[:2].sum() : batch.num_atoms[:6].sum()]
+    )
+    length = vector.norm(dim=0)
+    assert len(blocks.blocks) > 1
+    assert blocks.blocks[-1][-1] == len(length)
+    for start, end, images, low, high in blocks.blocks:
+        own = length[low:high].view(images, end - start)
+        for column in range(start, end):
+            pair = int(blocks.columns[column])
+            count = int(table.count[pair])
+            i, j, c = (int(x[pair]) for x in (table.pairs.first, table.pairs.second, table.pairs.crystal))
+            apart = batch.frac_coords[j] + table.image[:count, pair] - batch.frac_coords[i]
+            expected = (apart @ batch.lattice[c]).norm(dim=1)
+            assert torch.allclose(own[:count, column - start], expected, rtol=0, atol=1e-12)
+            assert (own[count:, column - start] > 1e5).all()
+
+
+def test_gates_beyond_their_table_are_tabulated_anew(model):
+    """Vectors of atoms that the first bounds do not cover, and none at all."""
+    batch = Batch.from_crystals(RANDOM)
+    expected = evaluate(model, RANDOM)
+    for tight in (1, 2):
+        land = model.landscape(batch.atomic_numbers, batch.num_atoms)
+        for bounds in land.bounds[:tight]:
+            bounds[1:] = [bound / 20 for bound in bounds[1:]]
+        found = land(batch.lattice, batch.frac_coords)
+        assert {level for _, level in land.tables} == set(range(tight + 1))
+        assert torch.allclose(found.energy, expected.energy, rtol=0, atol=1e-12)
+        assert torch.allclose(found.by_position, expected.by_position, rtol=0, atol=1e-11)
 
 
 def test_left_out_crystals_have_infinite_energy():

@@ -1,7 +1,7 @@
 """The `facetry` command: the verbs of the package in a shell.
 
 Exit codes: 0 all is well, 1 a fault that is not the caller's, 2 a mistake in the call, 3 some inputs gave no
-value. Nothing heavy is imported before a command runs.
+value, 4 a model does not keep a symmetry that it declares. Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Sequence
 import typer
 
 from facetry import __version__
-from facetry.cli import check, data, explain, generate, match, model, relax
+from facetry.cli import audit, certify, check, data, explain, generate, match, model, relax, reproduce
 from facetry.cli.common import INTERRUPTED, OK, report_error
 
 app = typer.Typer(
     name="facetry",
     help="Learn from crystals: structures in, properties with unit and interval out.",
-    epilog="Exit codes: 0 fine, 1 fault of ours, 2 mistake in the call, 3 some inputs failed. "
+    epilog="Exit codes: 0 fine, 1 fault of ours, 2 mistake in the call, 3 some inputs failed, "
+    "4 a declared symmetry fails. "
     "--debug anywhere shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,7 +36,10 @@ app.command("embed", short_help="One vector per structure or atom.")(model.embed
 app.command("explain", short_help="What a model looked at: attention, frames.")(explain.explain)
 app.command("generate", short_help="Structures for a formula, lowest energy first.")(generate.generate)
 app.command("match", short_help="Which references candidates match, and how well.")(match.match)
+app.command("certify", short_help="A model's symmetry: declared against measured.")(certify.certify)
+app.command("audit", short_help="What is wrong with a set; what a model must beat.")(audit.audit)
 app.add_typer(data.app, name="dataset", short_help="Named sets: list, info, get, import, clean.")
+app.command("reproduce", short_help="A published row: their number, ours, a receipt.")(reproduce.reproduce)
 app.command("doctor", short_help="Versions, devices, a self-test in seconds.")(check.doctor)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -96,6 +97,15 @@ def choose_device(name: str) -> str:
     if not there.get(kind, False):
         raise Mistake(f"--device {name}: there is no such device here; try --device auto")
     return name
+
+
+def free_folder(name: str) -> Path:
+    """The name, numbered where it is taken."""
+    folder, number = Path(name), 1
+    while folder.exists():
+        number += 1
+        folder = Path(f"{name}-{number}")
+    return folder
 
 
 def set_threads(threads: int | None) -> None:

@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from facetry.cli.common import OK, SOME_FAILED, Device, Json, Mistake, Threads, choose_device, set_threads
+from facetry.cli.common import (
+    OK,
+    SOME_FAILED,
+    Device,
+    Json,
+    Mistake,
+    Threads,
+    choose_device,
+    free_folder,
+    set_threads,
+)
 from facetry.cli.model import Model
 
 
@@ -62,7 +72,7 @@ def explain(
     except NoExplanation as error:
         print(f"facetry: {error}", file=sys.stderr)
         return SOME_FAILED
-    folder = out or _free(f"explain-{found.name}")
+    folder = out or free_folder(f"explain-{found.name}")
     there = [name for end in ENDINGS if (folder / (name := f"{found.name}{end}")).exists()]
     paths = found.write(folder)
     if as_json:
@@ -72,12 +82,3 @@ def explain(
     replaced = f"; replaced {', '.join(there)}" if there else ""
     print(f"{folder}/: {', '.join(p.name for p in paths)}{replaced}", file=sys.stderr)
     return OK
-
-
-def _free(name: str) -> Path:
-    """The name, numbered where it is taken."""
-    folder, number = Path(name), 1
-    while folder.exists():
-        number += 1
-        folder = Path(f"{name}-{number}")
-    return folder

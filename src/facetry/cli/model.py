@@ -197,7 +197,8 @@ def evaluate(
 ) -> int:
     """Errors of a model on labelled crystals, each with a 95 % bootstrap interval.
 
-    A model that relaxes needs no labels: it gets crystals with noise, and what it undoes is measured.
+    A model that relaxes needs no labels: it gets crystals with noise, and what it undoes is measured. Nor
+    does an energy: does it rise where atoms are moved and cells are scaled?
 
     \b
     facetry evaluate runs/a --data perov5 --split test
@@ -210,7 +211,7 @@ def evaluate(
     from facetry.tasks.predict import as_model
 
     set_threads(threads)
-    network = as_model(model, ("predict", "relax"))
+    network = as_model(model, ("predict", "relax", "generate"))
     card = network.card
     assert card is not None
     labelled = _divided_as_trained(model, data, target) or data or _training_data(model, card)
@@ -225,6 +226,12 @@ def evaluate(
             written = "report.html, scores.json, cells.csv, cells.png"
             _write_cells(out / "cells.csv", scores)
             (out / "cells.png").write_bytes(cell_plot(scores))
+        elif network.job == "generate":
+            from facetry.evaluation.landscape_plot import landscape_plot
+
+            written = "report.html, scores.json, landscape.csv, landscape.png"
+            _write_landscape(out / "landscape.csv", scores)
+            (out / "landscape.png").write_bytes(landscape_plot(scores))
         else:
             written = "report.html, scores.json, predictions.csv, parity plot"
             _write_predictions(out / "predictions.csv", card, scores)
@@ -258,8 +265,8 @@ def _training_data(model: str, card: Any) -> Any:
         return load_data(load_recipe(recipe))
     if not card.data.get("name"):
         raise Mistake(f"{model} does not say what it was trained on; name the data with --data")
-    parts = card.data.get("parts")
-    return dataset(card.data["name"], target=[t.name for t in card.targets], parts=parts)
+    divided = {key: card.data.get(key) for key in ("parts", "split")}
+    return dataset(card.data["name"], target=[t.name for t in card.targets], **divided)
 
 
 def _divided_as_trained(model: str, data: str | None, target: str | None) -> Any:
@@ -318,6 +325,29 @@ def _write_cells(path: Path, scores: Any) -> None:
         )
 
 
+def _write_landscape(path: Path, scores: Any) -> None:
+    """landscape.csv: the points of the figure."""
+    from facetry.evaluation.landscape import FACTORS
+    from facetry.tasks.tables import TableWriter
+
+    columns = {"name": "text", "change": "text", "size": "float", "rise": "float"}
+    rows = []
+    for found in (scores.one, scores.all):
+        for name, sizes, rises in zip(found.names, found.distance.tolist(), found.rise.tolist(), strict=True):
+            change = f"{found.atoms} moved"
+            rows += [
+                dict(zip(columns, (name, change, *p), strict=True)) for p in zip(sizes, rises, strict=True)
+            ]
+    for name, energies in zip(scores.one.names, scores.scaled, strict=True):
+        above = (energies - energies[len(FACTORS) // 2]).tolist()
+        rows += [
+            dict(zip(columns, (name, "scaled", *p), strict=True))
+            for p in zip(FACTORS.tolist(), above, strict=True)
+        ]
+    with TableWriter(path, columns) as table:
+        table.write(rows)
+
+
 def predict(
     model: Model,
     paths: Paths,
@@ -336,6 +366,9 @@ def predict(
     relax: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Relax structures with this model first.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the table of a call that was killed.")
+    ] = False,
 ) -> int:
     """Values with unit and 90 % interval for structures; every input gets a row, good or bad.
 
@@ -347,30 +380,52 @@ def predict(
     \b
     facetry predict runs/a structures/ -o out.csv
     facetry predict runs/a "*.cif" more.zip table.parquet --json
+    facetry predict runs/a structures/ -o out.csv --resume
     """
+    import torch
+
+    from facetry.tasks.inference import Limits
     from facetry.tasks.predict import as_model, predictions, table_columns, targets_of
     from facetry.tasks.sources import check_places, items_of_paths
     from facetry.tasks.tables import TableWriter, check_suffix
+    from facetry.tasks.unfinished import Finished, fingerprint, finished_part
 
     if out is not None:
         check_suffix(out)
+    elif resume:
+        raise Mistake("--resume goes on with a table; name it with -o")
     check_places(paths)
     set_threads(threads)
     network = as_model(model)
     if one_frame:
         network.one_frame_graph()  # a model without frames says so before anything is written
     place = choose_device(device)
-    columns = table_columns(targets_of(network))
+    targets = targets_of(network)
+    columns = table_columns(targets)
+    table, done = None, Finished(Path())
+    if out is not None:
+        about = {
+            "MODEL": fingerprint(_folder_of(model)),
+            "--relax": None if relax is None else fingerprint(_folder_of(relax)),
+            "--one-frame": one_frame,
+            "--batch-size": batch_size,
+        }
+        if resume:
+            limits = Limits.for_device(torch.device(place), batch_size)
+            done = finished_part(out, columns, about, len(targets), limits)
+        if done.complete:
+            print(f"{tally(done.count)}; {out} is complete", file=sys.stderr)
+            return OK if set(done.count) <= {"ok"} else SOME_FAILED
+        table = TableWriter(out, columns, about, done.size)
     printer = Printer(list(columns), as_json, out is not None)
-    count: dict[str, int] = {}
+    count = dict(done.count)
     progress = Progress("predicted")
-    items = items_of_paths(paths, workers)
+    items = items_of_paths(paths, workers, done.sources())
     if relax is not None:
         from facetry.tasks.relax import Relaxer
 
         items = Relaxer(relax, batch_size, place).items(items)
     results = predictions(network, items, batch_size, place, one_frame)
-    table = TableWriter(out, columns) if out is not None else None
     try:
         for group in groups(results):
             rows = [p.row() for p in group]
@@ -384,7 +439,10 @@ def predict(
         if table is not None:
             table.__exit__(*sys.exc_info())
             if isinstance(error, KeyboardInterrupt):
-                raise Stopped(f"stopped; {table.rows} finished rows are in {table.growing}") from None
+                raise Stopped(
+                    f"stopped; {sum(count.values())} finished rows are in {table.growing}; "
+                    "the same command with --resume goes on"
+                ) from None
         raise
     finally:
         results.close()

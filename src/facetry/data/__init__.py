@@ -130,17 +130,19 @@ def dataset(
     fold: int | None = None,
     parts: Mapping[str, str] | None = None,
     match: str | None = None,
+    split: str | Path | None = None,
     **own: Any,
 ) -> Splits:
     """Crystals and targets of a named set or of your own files, divided into train, val and test.
 
     `name` is a named set, or the path of a folder with a CSV, of a .csv or of a .parquet. `target`: one or
     several column names; None is the default target of a named set, or every column of numbers of your own;
-    an empty list is none.
-    `limit` keeps a random part, see `limit_splits`. `fold` chooses one fold of a set that is evaluated by
-    cross-validation. `parts` lets parts change places, such as {"train": "val", "val": "train"}; `match` is a
-    pattern with * and ? for the names of the crystals to take. For your own files `fractions`, `group`,
-    `tasks` and `classes` may follow, see `tables.own_splits`.
+    an empty list is none. `split` is a CSV with the columns id and split (train, val, test) that divides
+    the crystals instead, such as `facetry audit --split-by` writes. `limit` keeps a random part, see
+    `limit_splits`. `fold` chooses one fold of a set that is evaluated by cross-validation. `parts` lets
+    parts change places, such as {"train": "val", "val": "train"}; `match` is a pattern with * and ? for the
+    names of the crystals to take. For your own files `fractions`, `group`, `tasks` and `classes` may
+    follow, see `tables.own_splits`.
 
     Raises ValueError naming the nearest set for a name that is neither a set nor a path; DataNotFound with
     every place tried when the files of a set are missing; TableError for a mistake in a table.
@@ -157,8 +159,15 @@ def dataset(
         from facetry.data.tables import own_splits
 
         splits = own_splits(Path(name), target, seed, **own)
+    if split is not None:
+        from facetry.data.division import divide_by
+
+        if fold is not None:
+            raise ValueError(f"{name}: split divides the whole set; leave fold out")
+        splits = divide_by(splits, split)
     splits = limit_splits(match_names(exchange_parts(splits, parts), match), limit, seed)
     origin = {"name": str(name), "target": target, "limit": limit, "seed": seed, "fold": fold, **own}
-    origin |= {key: value for key, value in (("parts", parts), ("match", match)) if value is not None}
+    chosen = {"parts": parts, "match": match, "split": None if split is None else str(split)}
+    origin |= {key: value for key, value in chosen.items() if value is not None}
     folds = [replace(f, origin=origin | {"fold": i}) for i, f in enumerate(splits.folds)]
     return replace(splits, origin=origin, folds=folds)

@@ -114,7 +114,7 @@ def own_splits(
             f"{table.path}: no row has a label in {', '.join(names)}; "
             "for unlabelled files there is facetry predict"
         )
-    part, notes = _division(table, rows, whole, fractions, group, seed)
+    part, notes = _division(table, rows, whole, labelled, fractions, group, seed)
     parts = {name: whole.select(labelled & (part == i)) for i, name in enumerate(("train", "val", "test"))}
     if not len(parts["train"]):
         raise TableError(f"{table.path}: no labelled row is left to train on")
@@ -430,6 +430,7 @@ def _division(
     table: _Table,
     rows: np.ndarray,
     whole: Dataset,
+    labelled: np.ndarray,
     fractions: tuple[float, float, float],
     group: str | None,
     seed: int,
@@ -440,7 +441,7 @@ def _division(
             word = table.columns["split"][row].lower()
             if word in PARTS:
                 part[i] = PARTS[word]
-            elif whole.labelled[i]:
+            elif labelled[i]:
                 raise TableError(
                     f"{table.place(row)}, column split: expected train, val or test, "
                     f"got {table.columns['split'][row]!r}"
@@ -460,7 +461,6 @@ def _division(
         groups = [table.columns[group][r] for r in rows.tolist()]
     else:
         groups = [f"{i} {name}" for i, name in zip(rows.tolist(), whole.names.tolist(), strict=True)]
-    labelled = whole.labelled
     part = np.full(len(rows), -1)
     chosen = [g for g, ok in zip(groups, labelled, strict=True) if ok]
     part[labelled] = group_split(chosen, tuple(fractions), f"own {seed}")

@@ -205,6 +205,52 @@ def _plain_ink(axes: Axes) -> None:
         spine.set_color(INK)
 
 
+def changes_plot(
+    rows: Mapping[str, Mapping[str, Sequence[float]]], label: str, transparent: bool = False
+) -> bytes:
+    """Numbers on a logarithmic axis, a line of points for each row and a colour for each of its groups; zeros
+    stand at the left edge."""
+    figure, axes = _figure(8.2, 0.8 + 0.34 * len(rows))
+    groups = list(dict.fromkeys(group for row in rows.values() for group in row))
+    found = [v for row in rows.values() for values in row.values() for v in values if 0 < v < np.inf]
+    low, high = (min(found) / 10, max(found) * 3) if found else (1e-17, 1.0)
+    for place, row in enumerate(rows.values()):
+        for number, group in enumerate(groups):
+            values = np.asarray(row.get(group, ()), dtype=np.float64)
+            height = np.full(len(values), place + 0.22 * (number - (len(groups) - 1) / 2))
+            color = (BLUE, ORANGE, GREEN)[number % 3]
+            shown = np.clip(values, low, high)
+            axes.plot(shown, height, "|", ms=7, alpha=0.6, color=color, label=None if place else group)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high * 1.5)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.legend(frameon=False, labelcolor=INK, loc="lower right")
+    return _png(figure, transparent)
+
+
+def response_plot(
+    lines: Sequence[tuple[Sequence[float], Sequence[float]]],
+    labels: tuple[str, str],
+    jump: tuple[float, float] | None = None,
+    logarithmic: bool = True,
+    transparent: bool = False,
+) -> bytes:
+    """How far answers go (y) with the size of a deformation (x), a line for each crystal; a cross where the
+    largest jump is."""
+    figure, axes = _figure(4.4, 3.4)
+    for x, y in lines:
+        axes.plot(x, y, color=BLUE, lw=0.8, alpha=0.6)
+    if jump is not None:
+        axes.plot([jump[0]], [jump[1]], "x", color=ORANGE, ms=8, mew=2)
+    if logarithmic and any(v > 0 for _, y in lines for v in y):
+        axes.set(xscale="log", yscale="log")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    return _png(figure, transparent)
+
+
 def learning_plot(history: Sequence[Mapping[str, Any]], transparent: bool = False) -> bytes | None:
     """Training loss and validation metric over the epochs; None where there is nothing to draw."""
     columns = {key for row in history for key in row}
@@ -227,6 +273,24 @@ def learning_plot(history: Sequence[Mapping[str, Any]], transparent: bool = Fals
     if len(values) and values.min() > 0:
         axes.set_yscale("log")
     axes.legend(frameon=False, labelcolor=INK)
+    return _png(figure, transparent)
+
+
+def distribution_plot(groups: Mapping[str, np.ndarray], label: str, transparent: bool = False) -> bytes:
+    """How often numbers take their values, a line for every group that has some; counts are logarithmic, so
+    that single outliers show."""
+    figure, axes = _figure(6.2, 3.2)
+    filled = {name: values for name, values in groups.items() if len(values)}
+    everything = np.concatenate([np.zeros(0), *filled.values()])
+    if len(everything):
+        edges = np.histogram_bin_edges(everything, 60)
+        for (name, values), color in zip(filled.items(), (BLUE, ORANGE, GREEN, INK, INK, INK), strict=False):
+            axes.stairs(np.histogram(values, edges)[0], edges, color=color, lw=1.4, label=name)
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, labelcolor=INK)
+    axes.set_xlabel(label)
+    axes.set_ylabel("crystals")
     return _png(figure, transparent)
 
 

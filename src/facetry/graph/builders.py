@@ -67,6 +67,14 @@ class Builder:
 
 
 @dataclass(frozen=True)
+class NoGraph(Builder):
+    """Crystals as they are: for models that search neighbours themselves."""
+
+    def build(self, batch: Batch, names: Sequence[str]) -> Batch:
+        return batch
+
+
+@dataclass(frozen=True)
 class LatticeKNearest(Builder):
     """The geometrically complete graph of ComFormer: k nearest neighbours with whole shells, joined from
     both ends, the lattice vectors e1, e2, e3 as self-edges, and the frames they form (Yan 2024, Sec. 3).

@@ -3,7 +3,8 @@
 For every crystal the pairs i <= j of its atoms; for each pair the images T of j with
 |x_j + T - x_i| L <= reach, of which a pair i = j lists one of T and -T. The lists are padded to one table of
 images times pairs, so that what belongs to a pair is a column. They are made for a little more than the
-cutoff and serve until atoms or cells have moved so far that an image may have come in unseen.
+cutoff and serve until atoms or cells have moved so far that an image may have come in unseen. For work on
+them, pairs are sorted by how many images they have and cut into blocks with little padding.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from facetry.geometry.lattice import inverse, plane_spacings
 from facetry.geometry.ragged import grids, group_index, offsets, ranges
 
 _MOST_CANDIDATES = 1 << 22  # pairs times lattice points looked at at once
+_WASTE = 0.8  # a block ends where a pair has less than this share of its first pair's images
+_FAR = 1e6  # the image that pads a block: any cell this many times is beyond all cutoffs
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,40 @@ class AtomPairs:
         second = ranges(atom[crystal_of_atom] + rank, partners)
         counts = torch.div(num_atoms * (num_atoms + 1), 2, rounding_mode="floor")
         return AtomPairs(first, second, crystal_of_atom[first], offsets(counts))
+
+
+@dataclass(frozen=True)
+class ImageBlocks:
+    """Pairs of some crystals, sorted by falling number of images, and their images in blocks.
+
+    `columns` says which pairs of the table these are; atoms and crystals are numbered from those of the first
+    crystal. `blocks` lists first pair, last pair, how many images, the first and the last slot, for slots lie
+    block after block, images x pairs in each; `image` has T of every slot, of a block's pairs with fewer
+    images one that is out of reach.
+    """
+
+    columns: Int[Tensor, " pairs"]
+    first: Int[Tensor, " pairs"]
+    second: Int[Tensor, " pairs"]
+    crystal: Int[Tensor, " pairs"]
+    blocks: list[tuple[int, int, int, int, int]]
+    image: Float[Tensor, "3 slots"]
+
+    def vectors(
+        self, lattice: Float[Tensor, "crystals 3 3"], frac_coords: Float[Tensor, "atoms 3"]
+    ) -> Float[Tensor, "3 slots"]:
+        """From the first to the second atom of every slot, in Å."""
+        cell = lattice.index_select(0, self.crystal)
+        apart = frac_coords.index_select(0, self.second) - frac_coords.index_select(0, self.first)
+        delta = torch.einsum("pa,pab->bp", apart, cell)[:, None].contiguous()
+        a, b, c = cell.permute(1, 2, 0).contiguous()[:, :, None]
+        vector = torch.empty_like(self.image)
+        for start, end, images, low, high in self.blocks:
+            t = self.image[:, low:high].view(3, images, -1)
+            v = vector[:, low:high].view(3, images, -1)
+            torch.addcmul(delta[:, :, start:end], t[0], a[:, :, start:end], out=v)
+            v.addcmul_(t[1], b[:, :, start:end]).addcmul_(t[2], c[:, :, start:end])
+        return vector
 
 
 def images_in_reach(
@@ -117,6 +154,36 @@ class ImageTable:
         self.frac_coords: Tensor | None = None
         self.reach = torch.full((len(num_atoms),), -1.0, dtype=torch.float64, device=device)
         self.builds = 0  # crystals searched so far
+        self.kept: dict[tuple[int, int], ImageBlocks] = {}
+
+    def blocks(self, start: int, end: int) -> ImageBlocks:
+        """Those of the crystals from `start` up to `end`, as the last update left them."""
+        if (start, end) not in self.kept:
+            self.kept[start, end] = self._blocks(start, end)
+        return self.kept[start, end]
+
+    def _blocks(self, start: int, end: int) -> ImageBlocks:
+        low, high = (int(x) for x in self.pairs.start[[start, end]])
+        number, columns = torch.sort(self.count[low:high], descending=True, stable=True)
+        columns = columns + low
+        numbers = number.cpu()
+        falling = -numbers
+        blocks, images, pair, slot, total = [], [], 0, 0, len(numbers)
+        place = torch.arange(len(self.image), device=number.device)[:, None]
+        while pair < total and (most := int(numbers[pair])):
+            last = int(torch.searchsorted(falling, -max(int(most * _WASTE), 1), right=True))
+            blocks.append((pair, last, most, slot, slot + most * (last - pair)))
+            found = self.image[:most].index_select(1, columns[pair:last])
+            there = place[:most] < number[pair:last]
+            images.append(torch.where(there[:, :, None], found, _FAR).flatten(0, 1))
+            pair, slot = last, blocks[-1][-1]
+        image = torch.cat([*images, self.image.new_zeros((0, 3))]).T.contiguous()
+        pairs = self.pairs
+        first = pairs.first[columns]
+        atom = pairs.first[low] if high > low else 0
+        return ImageBlocks(
+            columns, first - atom, pairs.second[columns] - atom, pairs.crystal[columns] - start, blocks, image
+        )
 
     def forget(self, crystals: Bool[Tensor, " crystals"]) -> None:
         """These are described anew (another cell, atoms wrapped): their images must be searched again."""
@@ -153,6 +220,8 @@ class ImageTable:
 
     def _search(self, stale: Tensor, lattice: Tensor, frac_coords: Tensor, reach: Tensor) -> None:
         crystals = torch.nonzero(stale)[:, 0]
+        below = offsets(stale.long()).cpu()
+        self.kept = {part: kept for part, kept in self.kept.items() if below[part[0]] == below[part[1]]}
         self.builds += len(crystals)
         self.lattice = torch.where(stale[:, None, None], lattice, self.lattice)
         self.frac_coords = torch.where(stale[self.atom_crystal, None], frac_coords, self.frac_coords)

@@ -6,14 +6,14 @@ and a memory limit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from facetry.crystal import Crystal
 from facetry.io.errors import ReadError
 from facetry.io.formats import FORMATS, from_text, parse, to_text, write
 from facetry.io.pool import parse_in_workers
-from facetry.io.sources import Ready, Task, find
+from facetry.io.sources import Ready, Task, find, without
 
 __all__ = ["FORMATS", "ReadError", "Reading", "from_text", "parse", "read", "read_many", "to_text", "write"]
 
@@ -70,6 +70,7 @@ def read_many(
     time_limit: float | int | None = 20.0,
     memory_limit: int = 4 * 1024**3,
     merge_within: float | int | None = None,
+    done: Iterable[str] = (),
 ) -> Iterator[Reading]:
     """The same as a stream, in the order of the input, never stopped by a bad file.
 
@@ -77,9 +78,12 @@ def read_many(
         places: as for `read`; may be a generator of paths.
         workers: parsing processes; 0 parses in this process, without limits.
         time_limit: seconds allowed for one file (for one structure in a file of many); its worker is then
-            killed and replaced. None for no limit.
+            killed and replaced. None for no limit. A suspended or crowded machine is given more.
         memory_limit: bytes a worker may use (where the system can enforce it).
         merge_within: as for `read`.
+        done: the sources of the first readings, of an earlier call with the same places: they are not given
+            again, and files behind which others stand are not parsed again. Raises ValueError, before the
+            first reading, where the places hold something else by now.
 
     Memory stays bounded: only a few batches are under way at any time.
     """
@@ -87,10 +91,29 @@ def read_many(
         raise ValueError(f"workers must not be negative, got {workers}")
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit must be above 0 or None, got {time_limit}")
-    items = find(places, merge_within)
-    if workers == 0:
-        return _read_here(items, merge_within)
-    return (Reading(*r) for r in parse_in_workers(items, workers, time_limit, memory_limit, merge_within))
+    return _read(find(places, merge_within), workers, time_limit, memory_limit, merge_within, done)
+
+
+def _read(
+    items: Iterator[Task | Ready],
+    workers: int,
+    time_limit: float | int | None,
+    memory_limit: int,
+    merge_within: float | int | None,
+    done: Iterable[str],
+) -> Iterator[Reading]:
+    items, source, given = without(items, done)
+    readings = (
+        _read_here(items, merge_within)
+        if workers == 0
+        else (Reading(*r) for r in parse_in_workers(items, workers, time_limit, memory_limit, merge_within))
+    )
+    for reading in readings:
+        if given and reading.source == source:  # the first structures of a file that holds more
+            given -= 1
+            continue
+        given = 0
+        yield reading
 
 
 def _read_here(items: Iterator[Task | Ready], merge_within: float | int | None) -> Iterator[Reading]:

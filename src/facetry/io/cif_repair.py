@@ -21,15 +21,15 @@ _MAX_REPAIRS = 20
 
 def read_document(text: str | bytes) -> tuple[gemmi.cif.Document, list[str]]:
     """The parsed text and a note on every repair. Raises FormatError where it is no CIF."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError:  # gemmi would hand on what is no text
+            text = text.decode("latin-1")
     try:
         return gemmi.cif.read_string(text, 0), []
     except (ValueError, RuntimeError, UnicodeError) as error:
         message = str(error)
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError:
-            text = text.decode("latin-1")
     if not text.strip("\x00\x1a\ufeff \t\r\n"):
         raise FormatError("the file is empty")
     notes: list[str] = []

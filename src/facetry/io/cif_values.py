@@ -8,6 +8,7 @@ import re
 import gemmi
 import numpy as np
 
+from facetry.crystal import FARTHEST, LONGEST
 from facetry.io.errors import FormatError
 
 __all__ = [
@@ -26,7 +27,7 @@ _CELL_TAGS = tuple(f"_cell_{part}" for part in _CELL)
 def lattice_of(block: gemmi.cif.Block) -> tuple[np.ndarray, list[float]]:
     try:
         values = [float(block.find_value(tag)) for tag in _CELL_TAGS]
-        if min(values) > 0 and math.isfinite(sum(values)):
+        if min(values) > 0 and max(values) <= LONGEST:
             return lattice_from_parameters(*values), values[3:]
     except (TypeError, ValueError):  # missing, or with an uncertainty in brackets
         pass
@@ -40,6 +41,8 @@ def lattice_of(block: gemmi.cif.Block) -> tuple[np.ndarray, list[float]]:
         value = _number(text)
         if value is None or not value > 0 or not math.isfinite(value):
             raise FormatError(f"_cell_{part} is {text!r}, which is no positive number")
+        if value > LONGEST:
+            raise FormatError(f"_cell_{part} is {text!r}, more than the {LONGEST:g} this reader takes")
         values.append(value)
     return lattice_from_parameters(*values), values[3:]
 
@@ -80,8 +83,8 @@ def first_value(block: gemmi.cif.Block, tags: tuple[str, ...]) -> str:
     for tag in tags:
         values = block.find_values(tag)  # an item, or the first row of a loop
         if values:
-            text = values[0]
-            if text[0] in "'\";":
+            text = values[0]  # empty where the file ends with its tag
+            if text and text[0] in "'\";":
                 text = gemmi.cif.as_string(text).strip()
             if text and text not in ("?", "."):
                 return text
@@ -110,15 +113,17 @@ def _number(text: str) -> float | None:
 def positions_of(columns: list[list[str]], labels: list[str]) -> np.ndarray:
     try:
         x, y, z = columns
-        return np.array(list(map(float, x + y + z))).reshape(3, -1).T
+        positions = np.array(list(map(float, x + y + z))).reshape(3, -1).T
+        if np.abs(positions).max() <= FARTHEST:
+            return positions
     except ValueError:
         pass
     return np.stack(
-        [numbers_of(v, f"fract_{x}", labels) for x, v in zip("xyz", columns, strict=True)], axis=1
+        [numbers_of(v, f"fract_{x}", labels, FARTHEST) for x, v in zip("xyz", columns, strict=True)], axis=1
     )
 
 
-def numbers_of(texts: list[str], what: str, labels: list[str]) -> np.ndarray:
+def numbers_of(texts: list[str], what: str, labels: list[str], most: float = np.inf) -> np.ndarray:
     try:
         values = np.array([float(text) for text in texts])
     except ValueError:
@@ -131,4 +136,7 @@ def numbers_of(texts: list[str], what: str, labels: list[str]) -> np.ndarray:
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
         raise FormatError(f"site {labels[bad]}: _atom_site_{what} is {texts[bad]!r}, which is not finite")
+    if not np.abs(values).max(initial=0) <= most:
+        bad = int(np.argmax(np.abs(values)))
+        raise FormatError(f"site {labels[bad]}: _atom_site_{what} is {texts[bad]!r}, beyond {most:g}")
     return values

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["FormatError", "ReadError"]
+__all__ = ["FormatError", "ReadError", "one_line"]
+
+
+def one_line(text: str) -> str:
+    """The same words in one line, also of a file's name that is no valid text."""
+    return " ".join(text.encode(errors="backslashreplace").decode().split())
 
 
 class ReadError(ValueError):
@@ -16,8 +21,8 @@ class ReadError(ValueError):
     """
 
     def __init__(self, file: str, reason: str) -> None:
-        self.file = " ".join(str(file).split())
-        self.reason = " ".join(str(reason).split())
+        self.file = one_line(str(file))
+        self.reason = one_line(str(reason))
         super().__init__(self.file, self.reason)
 
     def __str__(self) -> str:

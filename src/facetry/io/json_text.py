@@ -15,7 +15,7 @@ from facetry.crystal import Crystal
 from facetry.elements import SYMBOLS
 from facetry.io.elements_of import NoElement, element_of_type
 from facetry.io.errors import FormatError
-from facetry.io.sites import build_crystal
+from facetry.io.sites import build_crystal, fractional
 
 __all__ = ["read_json", "write_json"]
 
@@ -42,7 +42,7 @@ def read_json(
         except FormatError as error:
             yield name, error
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            yield name, FormatError(f"a structure lacks or garbles {type(error).__name__}: {error}")
+            yield name, FormatError(f"a structure is incomplete or garbled ({type(error).__name__}: {error})")
     if not found:
         raise FormatError("no structure in the JSON; expected pymatgen's Structure.as_dict() or ASE's format")
 
@@ -146,13 +146,10 @@ def _from_ase(node: dict[str, Any], merge_within: float | int | None) -> Crystal
     cart, numbers = _array(node["positions"]), _array(node["numbers"])
     if cell.shape != (3, 3) or cart.shape != (len(numbers), 3):
         raise FormatError(f"cell must be 3 x 3 and positions n x 3, got {cell.shape} and {cart.shape}")
-    if not np.isfinite(cell).all() or not abs(np.linalg.det(cell)) > 0:
-        raise FormatError("no three-dimensional cell (flat or missing lattice vectors)")
     notes = []
     if "pbc" in node and not all(_array(node["pbc"]).ravel().tolist()):
         notes.append("not periodic in all directions in the file; read as periodic in all three")
-    frac = np.linalg.solve(cell.T, cart.T).T
-    return build_crystal(cell, frac, numbers.astype(np.int64), "", notes=notes, merge_within=merge_within)
+    return build_crystal(cell, fractional(cell, cart), numbers, "", notes=notes, merge_within=merge_within)
 
 
 def _array(value: Any) -> np.ndarray:

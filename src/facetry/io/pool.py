@@ -32,6 +32,7 @@ Results = list[tuple[str, Crystal | ReadError]]
 _BATCH_FILES = 32
 _BATCH_BYTES = 1 << 20
 _STARTUP = 120.0  # s; a loaded machine may take long to start a Python
+_PATIENCE = 6  # times the limit, for a process that got little of the processor
 _KEPT_IDLE = 2
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -40,14 +41,19 @@ _START = (
 
 
 class _Worker:
-    """One process. `busy_since` is when the file at work was begun, None between batches."""
+    """One process. `waited` is for how long it has been at the file at work, in s; None between batches.
+
+    The watcher counts it, with the processor time before (`cpu_before`): neither a machine that was
+    suspended nor one that gave the process no turn is the fault of a file.
+    """
 
     def __init__(self, memory_limit: int) -> None:
         # one thread each: the work is not linear algebra, and thread pools eat the memory limit
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.memory_limit = memory_limit
         self.owner = os.getpid()
-        self.busy_since: float | None = None
+        self.waited: float | None = None
+        self.cpu_before: float | None = None
         self.overdue = False
         self.started = False
         self.process = subprocess.Popen(
@@ -69,13 +75,13 @@ class _Worker:
             for t in tasks
         ]
         self.overdue = False
-        self.busy_since = time.monotonic()
+        self.waited = 0.0
         try:
             if not self.started:
                 if receive(self.process.stdout) is None:
                     return
                 self.started = True
-            self.busy_since = time.monotonic()
+            self.waited = 0.0
             send(self.process.stdin, header, b"".join(t.data or b"" for t in tasks))
             for _ in tasks:
                 results: Results = []
@@ -84,14 +90,36 @@ class _Worker:
                     message = receive(self.process.stdout)
                     if message is None:
                         return
-                    self.busy_since = time.monotonic()
+                    self.waited = 0.0
                     found, more = results_from(*message)
                     results += found
                 yield results
         except OSError:  # the pipe broke: the process is gone
             return
         finally:
-            self.busy_since = None
+            self.waited = None
+
+    def cpu_time(self) -> float | None:
+        """Seconds of processor it has used so far, where the system tells."""
+        try:
+            with open(f"/proc/{self.process.pid}/stat", "rb") as stream:
+                fields = stream.read().rsplit(b")", 1)[1].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def is_overdue(self, limit: float | int, passed: float) -> bool:
+        """Whether its file has taken too long; to be called at every tick of the clock."""
+        if self.waited is None:
+            return False
+        if self.waited == 0.0:
+            self.cpu_before = self.cpu_time()
+        self.waited += passed
+        if self.waited <= limit:
+            return False
+        now = self.cpu_time()
+        idle = now is not None and self.cpu_before is not None and now - self.cpu_before < limit / 2
+        return self.waited > (_PATIENCE * limit if idle else limit)
 
     def stop(self) -> None:
         self.process.kill()
@@ -203,12 +231,12 @@ class _Pool:
         return done
 
     def _watch(self, limit: float | int) -> None:
-        while not self.closing.wait(min(0.1, limit / 4)):
+        tick, last = min(0.1, limit / 4), time.monotonic()
+        while not self.closing.wait(tick):
             now = time.monotonic()
+            passed, last = min(now - last, 5 * tick), now  # less where this process was suspended itself
             for worker in list(self.current.values()):
-                allowed = limit if worker.started else max(limit, _STARTUP)
-                since = worker.busy_since
-                if since is not None and now - since > allowed:
+                if worker.is_overdue(limit if worker.started else max(limit, _STARTUP), passed):
                     worker.overdue = True
                     worker.process.kill()
 

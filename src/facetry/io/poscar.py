@@ -14,9 +14,11 @@ from facetry.crystal import Crystal
 from facetry.elements import SYMBOLS, atomic_number
 from facetry.io.elements_of import NoElement, element_of_label, parse_formula
 from facetry.io.errors import FormatError
-from facetry.io.sites import build_crystal
+from facetry.io.sites import build_crystal, fractional
 
 __all__ = ["read_poscar", "write_poscar"]
+
+_LARGEST = 1e12  # of vectors before they are scaled, of the scale, and of a volume in its place
 
 
 def read_poscar(text: str, *, merge_within: float | int | None = None) -> Crystal:
@@ -58,15 +60,11 @@ def read_poscar(text: str, *, merge_within: float | int | None = None) -> Crysta
     positions = np.array(rows)
     if symbols is None:
         symbols = _symbols_elsewhere(comment, counts, tails, notes)
-    if not np.isfinite(positions).all():
-        bad = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
-        raise FormatError(f"position {bad + 1} is not finite: {lines[row + bad].strip()!r}")
-    if mode.startswith("d"):
-        frac = positions
-    else:
-        if not abs(np.linalg.det(lattice)) > 0:
-            raise FormatError("the three lattice vectors lie in one plane (flat cell); correct them")
-        frac = np.linalg.solve(lattice.T, (positions * stretch).T).T
+    if not np.abs(positions).max() <= _LARGEST:
+        bad = int(np.flatnonzero(~(np.abs(positions) <= _LARGEST).all(axis=1))[0])
+        place = lines[row + bad].strip()
+        raise FormatError(f"position {bad + 1} is not finite or beyond {_LARGEST:g}: {place!r}")
+    frac = positions if mode.startswith("d") else fractional(lattice, positions * stretch)
     numbers = np.repeat([_number(symbol) for symbol in symbols], counts)
     return build_crystal(lattice, frac, numbers, comment, notes=notes, merge_within=merge_within)
 
@@ -110,8 +108,11 @@ def _scaled(vectors: np.ndarray, line: str) -> tuple[np.ndarray, np.ndarray]:
                 break
     if len(scale) == 2:
         scale = scale[:1]
-    if not scale or 0 in scale or not np.isfinite(scale).all():
-        raise FormatError(f"line 2 should be the scale (a number that is not 0), it is {line.strip()!r}")
+    if not scale or 0 in scale or not np.abs(scale).max() <= _LARGEST:
+        raise FormatError(
+            f"line 2 should be the scale (a number that is neither 0 nor beyond {_LARGEST:g}), "
+            f"it is {line.strip()!r}"
+        )
     if len(scale) == 3:
         if min(scale) < 0:
             raise FormatError(f"three scale factors must be positive, got {line.strip()!r}")
@@ -217,7 +218,7 @@ def _floats(lines: list[str], row: int, count: int, what: str) -> list[float]:
         values = [float(word) for word in words]
     except ValueError:
         values = []
-    if len(values) != count:
+    if len(values) != count or not np.abs(values).max() <= _LARGEST:
         raise FormatError(
             f"no POSCAR: line {row + 1} should be {what} ({count} numbers), it is {lines[row][:60]!r}"
         )

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from facetry.crystal import Crystal, CrystalError
+from facetry.crystal import LONGEST, Crystal, CrystalError, check_lattice
 from facetry.elements import SYMBOLS
 from facetry.io.errors import FormatError
 
-__all__ = ["SiteList", "build_crystal", "close_pairs"]
+__all__ = ["SiteList", "build_crystal", "close_pairs", "fractional"]
 
 CLASH = 0.5  # Å; no two full atoms come this close (H-H in hydrogen is 0.74)
 SAME_SITE = 0.05  # Å; species of one mixed site are listed with equal coordinates, give or take rounding
@@ -25,6 +25,7 @@ SPLIT = 0.1  # Å; partly filled copies further apart than this are a split posi
 SLACK = 0.05  # occupancies that add up to 1.05 are rounded numbers
 SMALLEST_VOLUME = 0.5  # Å^3 per atom; metallic hydrogen at 500 GPa has 1.3
 MAX_SITES = 100_000
+MAX_PAIRS = 10_000_000  # that may be within reach of each other; 100 for each of so many sites
 
 
 @dataclass
@@ -108,6 +109,23 @@ def build_crystal(
     except CrystalError as error:
         raise FormatError(str(error).removeprefix(f"{name}: ")) from None
     return _of_possible_density(crystal)
+
+
+def fractional(
+    lattice: Float[np.ndarray, "3 3"], cart_coords: Float[np.ndarray, "sites 3"]
+) -> Float[np.ndarray, "sites 3"]:
+    """Coordinates in the lattice (rows in Å) of positions in Å.
+
+    Raises FormatError where there is no such cell, or a position is out of its reach.
+    """
+    try:
+        check_lattice(lattice)
+    except CrystalError as error:
+        raise FormatError(str(error)) from None
+    if not np.abs(cart_coords).max() <= LONGEST:
+        bad = int(np.argmax(np.abs(cart_coords).max(axis=1)))
+        raise FormatError(f"position {bad + 1} is {cart_coords[bad].tolist()} Å, beyond any cell")
+    return np.linalg.solve(lattice.T, cart_coords.T).T
 
 
 def _of_possible_density(crystal: Crystal) -> Crystal:
@@ -365,7 +383,7 @@ def _binned_pairs(
     order = np.argsort(key, kind="stable")
     sorted_key = key[order]
     offsets = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    firsts, seconds = [], []
+    firsts, seconds, looked_at = [], [], 0
     for offset in offsets:
         target = (cell + offset) % bins
         target_key = (target[:, 0] * bins[1] + target[:, 1]) * bins[2] + target[:, 2]
@@ -375,6 +393,12 @@ def _binned_pairs(
         total = int(lengths.sum())
         if total == 0:
             continue
+        looked_at += total
+        if looked_at > MAX_PAIRS:
+            raise FormatError(
+                f"{len(frac)} sites in the cell, more than {MAX_PAIRS:,} pairs of them within {reach:g} Å; "
+                "the same sites are listed over and over: remove the copies"
+            )
         first = np.repeat(np.arange(len(frac)), lengths)
         within = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         second = order[np.repeat(start, lengths) + within]

@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, groupby, pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,15 @@ from typing import Any
 import numpy as np
 
 from facetry.crystal import Crystal, CrystalError, as_crystal
-from facetry.io.errors import FormatError, ReadError
+from facetry.io.errors import FormatError, ReadError, one_line
 from facetry.io.formats import KNOWN, MAX_BYTES, format_of
 from facetry.io.sites import build_crystal
 
-__all__ = ["Ready", "Task", "find"]
+__all__ = ["Ready", "Task", "find", "without"]
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _TABLES = (".csv", ".csv.gz")
+_SAME = "to go on, name the same files as before"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,34 @@ def find(places: Any, merge_within: float | int | None = None) -> Iterator[Task 
                 yield from _place(os.fspath(place), merge_within)
             else:
                 yield _object(place, str(index))
+
+
+def without(items: Iterator[Task | Ready], done: Iterable[str]) -> tuple[Iterator[Task | Ready], str, int]:
+    """The items behind those that gave the first results, of which `done` are the sources.
+
+    A text may hold more structures than it gave results: the last source is handed out again, with its name
+    and the number of results to leave out. Raises ValueError where the items are not those of `done`.
+    """
+    groups = ((source, sum(1 for _ in same)) for source, same in groupby(map(one_line, done)))
+    source, count = next(groups, ("", 0))
+    behind = next(groups, None)
+    before, position = "", 0
+    while count:
+        item = next(items, None)
+        position += 1
+        if item is None:
+            raise ValueError(f"{source} was input {position} before and is not there now; {_SAME}")
+        name = one_line(item.source)
+        if name == source and isinstance(item, Task) and behind is None:
+            return chain([item], items), item.source, count
+        if name == source:
+            before = source
+            count = count - 1 if isinstance(item, Ready) else 0
+        elif name != before:  # one source may be named several times in a row
+            raise ValueError(f"input {position} was {source} before and is {name} now; {_SAME}")
+        if not count and behind is not None:
+            (source, count), behind = behind, next(groups, None)
+    return items, "", 0
 
 
 def _object(value: Any, label: str) -> Ready:

@@ -10,7 +10,7 @@ import numpy as np
 from facetry.crystal import Crystal
 from facetry.elements import atomic_number
 from facetry.io.errors import FormatError
-from facetry.io.sites import build_crystal
+from facetry.io.sites import build_crystal, fractional
 
 __all__ = ["read_xyz", "write_extxyz"]
 
@@ -101,9 +101,7 @@ def _frame(
     if not np.isfinite(cart).all():
         bad = int(np.flatnonzero(~np.isfinite(cart).all(axis=1))[0])
         raise FormatError(f"line {first_line + bad}: a coordinate is not finite: {rows[bad].strip()[:60]!r}")
-    if not abs(np.linalg.det(lattice)) > 0:
-        raise FormatError("the three lattice vectors lie in one plane (flat cell); correct them")
-    frac = np.linalg.solve(lattice.T, cart.T).T
+    frac = fractional(lattice, cart)
     notes = []
     periodic = info.get("pbc", "").upper().replace(",", " ").strip("[]").split()
     if any(flag in ("F", "FALSE", "0") for flag in periodic):

@@ -9,6 +9,7 @@ from facetry.models.base import EnergyModel, LatticeModel, Model, PropertyModel,
 from facetry.models.cgcnn import CGCNN
 from facetry.models.comformer import EComFormer, IComFormer
 from facetry.models.continuousp import ContinuouSP
+from facetry.models.continuousp_angular import AngularContinuouSP
 from facetry.models.crystalframer import Crystalformer, CrystalFramer
 from facetry.models.ecn import ECN, EquivariantECN
 from facetry.models.empnn import EMPNN, FeedForward
@@ -27,6 +28,7 @@ MODELS: dict[str, type[Model]] = {
     "empnn": EMPNN,
     "lattice_ff": FeedForward,
     "continuousp": ContinuouSP,
+    "continuousp_angular": AngularContinuouSP,
 }
 
 
@@ -40,6 +42,7 @@ __all__ = [
     "ECN",
     "EMPNN",
     "MODELS",
+    "AngularContinuouSP",
     "ContinuouSP",
     "CrystalFramer",
     "Crystalformer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -70,6 +70,12 @@ class Model(nn.Module):
     def symmetry(self) -> Symmetry:
         """The declared symmetry of this model with its options."""
         return Symmetry()
+
+    @property
+    def continuous(self) -> bool:
+        """Whether answers are declared continuous in positions and lattice, as long as the primitive cell
+        stays what it is."""
+        return False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -173,6 +179,24 @@ class EnergyModel(Model):
 
     job = "generate"
     density: float  # atoms/Å³, where chains start
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """Energies and slopes of a batch with its graph, differentiable in the weights: for losses on slopes.
+
+        Models whose geometry holds no weights override it to save the second derivatives of the geometry.
+        """
+        owner = batch.crystal_index
+        shift = torch.zeros_like(batch.frac_coords, requires_grad=True)
+        stretch = torch.zeros_like(batch.lattice, requires_grad=True)
+        eye = torch.eye(3, dtype=stretch.dtype, device=stretch.device)
+        back = torch.linalg.inv(batch.lattice)
+        moved = replace(
+            batch,
+            frac_coords=batch.frac_coords + torch.einsum("na,nab->nb", shift, back[owner]),
+            lattice=batch.lattice @ (eye + stretch),
+        )
+        energy = self(moved)
+        return Evaluation(energy, *torch.autograd.grad(energy.sum(), (shift, stretch), create_graph=True))
 
     def landscape(
         self, atomic_numbers: Int[Tensor, " atoms"], num_atoms: Int[Tensor, " crystals"]

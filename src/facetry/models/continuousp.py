@@ -26,15 +26,19 @@ from facetry.graph.batch import Batch
 from facetry.graph.builders import DensityRadius
 from facetry.graph.images import ImageTable
 from facetry.models.base import EnergyModel, Evaluation, Landscape
-from facetry.nn.chebyshev import LowRank, whole_steps
-from facetry.nn.gated_sums import FrozenLayer, GatedSums, image_edges
+from facetry.nn.chebyshev import chebyshev
+from facetry.nn.gated_sums import FilterTables, FrozenLayer, GatedSums, Memory
 from facetry.nn.segment import segment_mean, segment_sum
 
 ELEMENTS = 100
-REACH = 20.0  # Å, the last centre of the broad Gaussians
+REACH = {"broad": 20.0, "sharp": 12.0, "narrow": 1.0}  # the last centre of the Gaussians: Å, Å, R
 NEIGHBOURS = 3.0  # R in units of (V / n)^(1/3)
-_PIECE = 24_000  # numbers of channels of pairs worked on at once on the CPU
+_PIECE = 80_000  # numbers of channels of pairs worked on at once on the CPU
 _PIECE_GPU = 1 << 24
+_SPREADS = (4.0, 8.0)  # gates are tabulated for s1 so far from its middle, for all there can be if that fails
+_TOLERANCE = 5e-7  # of the largest message, in single precision
+_STEP = 1.2  # factor between cutoffs up to which filters are tabulated
+_ROOM = 1.06  # the first of them in units of the cutoff at the density where chains start
 
 
 def cutoffs(
@@ -45,14 +49,20 @@ def cutoffs(
 
 
 class DistanceFilter(nn.Module):
-    """φ: "broad" is exp(-(d - μ)² / 2 (3Δ)²) with μ from 0 to 20 Å, Δ apart, as published; "narrow" is
-    exp(-(d - μ)² / 2 Δ²) with μ from 0 to R, in units of R, so that no Gaussian lies beyond the cutoff."""
+    """φ: Gaussians exp(-(d - μ)² / 2 w²) with centres Δ apart. "broad": μ from 0 to 20 Å, w = 3Δ, as
+    published; "sharp": μ from 0 to 12 Å, w = Δ; "narrow": μ from 0 to R, in units of R, w = Δ, so that no
+    Gaussian lies beyond the cutoff and only the density term knows what an Å is."""
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__()
         self.kind, self.size = kind, size
-        self.high = REACH if kind == "broad" else 1.0
+        self.high = REACH[kind]
         self.width = (3.0 if kind == "broad" else 1.0) * self.high / (size - 1)
+
+    @property
+    def absolute(self) -> bool:
+        """Whether it reads distances in Å, not in units of R."""
+        return self.kind != "narrow"
 
     def forward(self, x: Float[Tensor, " items"]) -> Float[Tensor, "items size"]:
         """x is d in Å, or d / R for the narrow kind."""
@@ -87,9 +97,9 @@ class ContinuouSP(EnergyModel):
     """Energy-based structure prediction: CGCNN made continuous.
 
     Defaults are the network published for Perov-5, 23 297 parameters; 64 channels, 6 layers and 4 linear maps
-    behind the mean (`head_layers`) are that for MP-20 and MPTS-52, 168 705. `basis` is "broad" as published
-    or "narrow" (`DistanceFilter`), of `basis_size` Gaussians (None: as many as channels). `density_weight` is
-    λ and `density` ρ0 in atoms/Å³.
+    behind the mean (`head_layers`) are that for MP-20 and MPTS-52, 168 705. `basis` is "broad" as published,
+    "sharp" or "narrow" (`DistanceFilter`), of `basis_size` Gaussians (None: as many as channels).
+    `density_weight` is λ and `density` ρ0 in atoms/Å³.
 
     Invariant under rotation, reflection, translation, atom order, choice of cell and supercell, and
     continuous with its slopes where atoms cross the cutoff.
@@ -106,7 +116,7 @@ class ContinuouSP(EnergyModel):
         channels: int = 32,
         layers: int = 3,
         head_layers: int = 2,
-        basis: Literal["broad", "narrow"] = "broad",
+        basis: Literal["broad", "sharp", "narrow"] = "broad",
         basis_size: int | None = None,
         density_weight: float | int = 1.0,
         density: float | int = 0.05,
@@ -115,8 +125,8 @@ class ContinuouSP(EnergyModel):
         for what, number in (("layers", layers), ("head_layers", head_layers), ("channels", channels)):
             if number < 1:
                 raise ValueError(f"continuousp: expected {what} of at least 1, came {number}")
-        if basis not in ("broad", "narrow"):
-            raise ValueError(f"continuousp: expected basis of broad, narrow, came {basis!r}")
+        if basis not in REACH:
+            raise ValueError(f"continuousp: expected basis of {', '.join(REACH)}, came {basis!r}")
         size = channels if basis_size is None else basis_size
         if size < 2:
             raise ValueError(f"continuousp: expected basis_size of at least 2, came {size}")
@@ -131,6 +141,10 @@ class ContinuouSP(EnergyModel):
             spectral_norm(nn.Linear(channels, channels)) for _ in range(head_layers - 1)
         )
         self.out = nn.Linear(channels, 1)
+
+    @property
+    def continuous(self) -> bool:
+        return True
 
     def check_elements(self, atomic_numbers: Int[Tensor, " atoms"]) -> None:
         """Raises ValueError for elements that the network has no vector for."""
@@ -162,7 +176,7 @@ class ContinuouSP(EnergyModel):
         ratio = distance / cutoffs(batch.lattice, batch.num_atoms)[batch.edge_crystal]
         # an edge of a graph that was built for other coordinates may have left the sphere
         omega = torch.where(ratio < 1, 1 + torch.cos(math.pi * ratio), 0.0).to(self.dtype)
-        phi = self.filter(distance if self.filter.kind == "broad" else ratio).to(self.dtype)
+        phi = self.filter(distance if self.filter.absolute else ratio).to(self.dtype)
         h = torch.tanh(self.elements(batch.atomic_numbers - 1))
         for layer in self.layers:
             h = layer(h, phi, omega, graph.center, graph.neighbor)
@@ -183,7 +197,7 @@ class ContinuouSPLandscape(Landscape):
     """Energy and slopes of many crystals, atoms given and weights frozen, for the steps of a chain.
 
     Neighbours are kept between calls (`facetry.graph.images`); what is written down anew must be named in
-    `forget`. The filter D φ(d) is tabulated to the network's precision (`facetry.nn.chebyshev`).
+    `forget`. Filters and gates are tabulated to the network's precision (`facetry.nn.gated_sums`).
     """
 
     def __init__(
@@ -199,35 +213,24 @@ class ContinuouSPLandscape(Landscape):
         self.crystal = self.table.atom_crystal
         self.dtype = model.dtype
         with torch.no_grad():
-            self.start = torch.tanh(model.elements(atomic_numbers - 1))
-            self.nodes = []
-            for layer in model.layers:
-                weight = torch.stack(
-                    [
-                        layer.center.weight.view(2, -1, model.channels),
-                        layer.neighbor.weight.view(2, -1, model.channels),
-                    ],
-                    1,
-                )
-                bias = torch.zeros_like(weight[..., 0])
-                bias[:, 0] = (layer.center.bias + layer.neighbor.bias).view(2, -1)
-                self.nodes.append((weight.flatten(0, 2).T.contiguous(), bias.flatten()))
-            self.filters = (
-                torch.cat([layer.edge.weight for layer in model.layers]).double(),
-                torch.cat([layer.edge.bias for layer in model.layers]).double(),
-            )
+            elements = torch.tanh(model.elements.weight)
+            self.start = elements[atomic_numbers - 1]
+            self.layers = [_frozen(layer) for layer in model.layers]
+            self.bounds = self._bounds(elements[torch.unique(atomic_numbers) - 1])
             training = model.training
             model.eval()  # spectral norms do not iterate
             self.hidden = [(layer.weight.clone(), layer.bias.clone()) for layer in model.hidden]
             self.out = (model.out.weight.clone(), model.out.bias.clone())
             model.train(training)
-        self.tables: dict[float, tuple[LowRank, list[FrozenLayer]]] = {}
+        self.tables: dict[tuple[float, int], FilterTables] = {}
+        self.memory = Memory(self.start)
         self.pieces = self._pieces()
 
     def forget(self, crystals: Bool[Tensor, " crystals"]) -> None:
         """These are described anew: another cell of the same lattice, atoms wrapped."""
         self.table.forget(crystals)
 
+    @torch.no_grad()
     def __call__(
         self,
         lattice: Float[Tensor, "crystals 3 3"],
@@ -240,11 +243,7 @@ class ContinuouSPLandscape(Landscape):
         if use is not None:
             cutoff = torch.where(use, cutoff, 0.0)
         self.table.update(lattice, frac_coords, cutoff, use)
-        highest = self._highest(cutoff)
-        parts = [
-            self._piece(lattice, frac_coords, cutoff, piece, self._layers(high))
-            for piece, high in zip(self.pieces, highest, strict=True)
-        ]
+        parts = [self._piece(lattice, frac_coords, cutoff, piece) for piece in self.pieces]
         energy, by_position, by_strain = (torch.cat(values) for values in zip(*parts, strict=True))
         density = self.num_atoms / (volume(lattice).abs() * self.model.density)
         log = torch.log(density)
@@ -254,107 +253,131 @@ class ContinuouSPLandscape(Landscape):
             energy = torch.where(use, energy, torch.inf)
         return Evaluation(energy, by_position, by_strain)
 
-    def _highest(self, cutoff: Float[Tensor, " crystals"]) -> list[float]:
-        """How far the tables of each piece must reach: few different values."""
-        if self.model.filter.kind == "narrow":
-            return [1.0] * len(self.pieces)
-        return [whole_steps(float(cutoff[piece[0] : piece[1]].max()), 1.0) for piece in self.pieces]
+    def _bounds(self, elements: Float[Tensor, "elements channels"]) -> list[list[Tensor]]:
+        """The largest |s1| of every layer, tight and wider and, at last, of any h that may come."""
+        a, b = self.layers[0].gates(elements)
+        high, low = a.amax(0) + b.amax(0), a.amin(0) + b.amin(0)
+        bounds = [[torch.maximum(high, -low)] for _ in range(len(_SPREADS) + 1)]
+        low, high = elements.amin(0), elements.amax(0)
+        for layer in self.layers[1:]:
+            low, high = softplus(low - 1), softplus(high + 1)
+            middle, deviation, most = layer.spread(low, high)
+            for found, spread in zip(bounds, _SPREADS, strict=False):
+                found.append(torch.minimum(middle + spread * deviation, most))
+            bounds[-1].append(most)
+        return bounds
 
-    def _layers(self, high: float) -> tuple[LowRank, list[FrozenLayer]]:
-        """The tabulated filter up to `high`, and the layers that read it."""
-        if high not in self.tables:
-            weight, bias = self.filters
-            tolerance = 3e-7 if self.dtype == torch.float32 else 1e-13
-            low_rank = LowRank(
-                lambda d: self.model.filter(d) @ weight.T + bias, high, tolerance, self.dtype, weight.device
+    def _tables(self, high: float, level: int) -> FilterTables:
+        """Filters up to `high`, for |s1| up to one of the bounds."""
+        if (high, level) not in self.tables:
+            tolerance = _TOLERANCE if self.dtype == torch.float32 else 1e-13
+            self.tables[high, level] = FilterTables(
+                self.layers, self.model.filter, high, self.bounds[level], tolerance, self.dtype
             )
-            blocks = low_rank.matrix.split(self.model.channels, 1)
-            self.tables[high] = (
-                low_rank,
-                [
-                    FrozenLayer(nodes, shift, inner.contiguous(), outer.contiguous())
-                    for (nodes, shift), inner, outer in zip(
-                        self.nodes, blocks[::2], blocks[1::2], strict=True
-                    )
-                ],
-            )
-        return self.tables[high]
+        return self.tables[high, level]
 
-    def _pieces(self) -> list[tuple[int, int, int, int, int, int]]:
-        """First and last crystal, atom and pair of stretches of crystals."""
+    def _high(self, cutoff: float) -> float:
+        """How far filters are tabulated: few different values, one for most densities of solids."""
+        usual = _ROOM * NEIGHBOURS * self.model.density ** (-1 / 3)
+        steps = math.log(max(cutoff, 0.1) / usual) / math.log(_STEP)
+        return usual * _STEP ** max(math.ceil(steps), -2)
+
+    def _pieces(self) -> list[tuple[int, int, int, int]]:
+        """First and last crystal and atom of stretches of crystals."""
         pairs = self.table.pairs.start.cpu()
         atoms = torch.cat([pairs.new_zeros(1), torch.cumsum(self.num_atoms.cpu(), 0)])
-        limit = (_PIECE if self.crystal.device.type == "cpu" else _PIECE_GPU) // self.model.channels
+        threads = torch.get_num_threads()  # share a piece, so that it must be larger
+        numbers = _PIECE * max(1, 2 * (threads - 1)) if self.crystal.device.type == "cpu" else _PIECE_GPU
+        limit = numbers // self.model.channels
         pieces, start, total = [], 0, len(self.num_atoms)
         while start < total:
             end = int(torch.searchsorted(pairs, pairs[start] + limit, right=True)) - 1
             end = min(max(end, start + 1), total)
-            bounds = (start, end, *(int(x) for x in (atoms[start], atoms[end], pairs[start], pairs[end])))
-            pieces.append(bounds)
+            pieces.append((start, end, int(atoms[start]), int(atoms[end])))
             start = end
         return pieces
 
-    @torch.no_grad()
     def _piece(
-        self,
-        lattice: Tensor,
-        frac_coords: Tensor,
-        cutoff: Tensor,
-        piece: tuple[int, int, int, int, int, int],
-        network: tuple[LowRank, list[FrozenLayer]],
+        self, lattice: Tensor, frac_coords: Tensor, cutoff: Tensor, piece: tuple[int, int, int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        c0, c1, a0, a1, p0, p1 = piece
-        table, (low_rank, layers) = self.table, network
-        reach, numbers = cutoff[c0:c1], self.num_atoms[c0:c1]
-        edges = image_edges(
-            lattice[c0:c1],
-            frac_coords[a0:a1],
-            reach,
-            table.pairs.first[p0:p1] - a0,
-            table.pairs.second[p0:p1] - a0,
-            table.pairs.crystal[p0:p1] - c0,
-            table.image[:, p0:p1],
-            table.count[p0:p1],
-            self.model.channels,
-        )
-        crystal = (table.pairs.crystal[p0:p1] - c0)[edges.order]
-        radius = reach[crystal][edges.pair]
-        ratio = edges.distance / radius
-        angle = (math.pi * ratio).to(self.dtype)
-        omega = torch.where(edges.real, 1 + torch.cos(angle), 0.0)
-        slope = torch.where(edges.real, -torch.sin(angle), 0.0)  # in units of π / R
-        broad = self.model.filter.kind == "broad"
-        psi, by_x = low_rank.basis(edges.distance if broad else ratio)
-        chi = psi * omega[:, None]
-        sums = GatedSums(layers, edges, psi, chi)
-        h = sums.forward(self.start[a0:a1])
+        """Energies of some crystals and their slopes; the density has no part in them."""
+        c0, c1, a0, a1 = piece
+        images, reach = self.table.blocks(c0, c1), cutoff[c0:c1]
+        pairs, slots, dtype = len(images.first), images.image.shape[1], self.dtype
+        radius = reach.index_select(0, images.crystal)
+        vector = images.vectors(lattice[c0:c1], frac_coords[a0:a1])
+        squared = vector[0].square().addcmul_(vector[1], vector[1]).addcmul_(vector[2], vector[2])
+        inverse_square = radius.square().reciprocal_()
+        for start, end, most, low, up in images.blocks:
+            squared[low:up].view(most, -1).mul_(inverse_square[start:end])
+        ratio = squared.to(dtype).sqrt_().clamp_(max=1.0)
+        absolute = self.model.filter.absolute
+        high = self._high(float(reach.max())) if absolute else 1.0
+        scale = radius if absolute else torch.ones_like(radius)
+        scale = scale.mul(2 / high).to(dtype)  # x = scale ratio - 1
+        x = self.memory.take("x", slots)
+        for start, end, most, low, up in images.blocks:
+            torch.mul(ratio[low:up].view(most, -1), scale[start:end], out=x[low:up].view(most, -1))
+        x -= 1
+        half = ratio * (math.pi / 2)
+        cosine = torch.cos(half)
+        omega = (2 * cosine.square()).mul_(ratio < 1)
+        for level in range(len(self.bounds)):
+            tables = self._tables(high, level)
+            waves = self.memory.take("waves", tables.series.size, slots)
+            chebyshev(x, omega, waves)
+            moments = x.new_zeros((tables.series.size, pairs))
+            for start, end, most, low, up in images.blocks:
+                torch.sum(waves[:, low:up].view(-1, most, end - start), 1, out=moments[:, start:end])
+            sums = GatedSums(
+                tables.layers,
+                images.first,
+                images.second,
+                moments.T @ tables.series.series,
+                self.memory,
+            )
+            h = sums.forward(self.start[a0:a1])
+            if not sums.beyond():
+                break
         owner = self.crystal[a0:a1] - c0
-        share = numbers.to(self.dtype).reciprocal()
+        share = self.num_atoms[c0:c1].to(dtype).reciprocal()
         pooled = h.new_zeros((c1 - c0, h.shape[1])).index_add_(0, owner, h) * share[:, None]
         energy, by_pooled = self._head(pooled)
-        by_psi, by_chi = sums.backward((by_pooled * share[:, None]).index_select(0, owner))
-        # dE = by_chi (ω ψ' + ω' ψ) dx + by_psi ψ' dx
-        by_omega = (by_chi * psi).sum(1)
-        by_basis = by_psi.addcmul_(by_chi, omega[:, None]).mul_(by_x).sum(1)
-        by_ratio = (by_omega * slope).double() * math.pi
-        if broad:
-            by_distance = by_basis.double() + by_ratio / radius
-            by_radius = -by_ratio * ratio / radius
-        else:
-            by_distance = (by_basis.double() + by_ratio) / radius
-            by_radius = -by_distance * ratio
-        pull = torch.where(edges.real, by_distance / edges.distance, 0.0)
-        force = pull * edges.vector
-        pairs = len(edges.first)
-        by_vector = force.new_zeros((pairs, 3)).index_add_(0, edges.pair, force.T)
+        by_moments = sums.backward((by_pooled * share[:, None]).index_select(0, owner))
+        # dE / d ratio = ω' Σ c T + ω Σ c' T scale with ω = 2 cos², ω' = -π tan ω
+        series = torch.cat([tables.series.series, tables.series.slopes]) @ by_moments.T
+        series = series.view(2, -1, 1, pairs)
+        product = self.memory.take("product", waves.numel())
+        by_omega, by_ratio = self.memory.take("by", 2, slots)
+        for start, end, most, low, up in images.blocks:
+            width = end - start
+            part = product[: len(waves) * (up - low)].view(-1, most, width)
+            rows = waves[:, low:up].view(-1, most, width)
+            for kind, out in enumerate((by_omega, by_ratio)):
+                torch.mul(rows, series[kind, :, :, start:end], out=part)
+                torch.sum(part, 0, out=out[low:up].view(most, width))
+            by_ratio[low:up].view(most, width).mul_(scale[start:end])
+        by_omega.mul_(torch.sin(half).div_(cosine)).mul_(-math.pi)
+        by_ratio += by_omega
+        # force and force ⊗ vector, both times R², and R dE / dR
+        rows = self.memory.take("rows", 10, slots)
+        pull = by_ratio / ratio
+        near = vector.to(dtype)
+        torch.mul(near, pull, out=rows[:3])
+        for row, (i, j) in enumerate(((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)), 3):
+            torch.mul(rows[i], near[j], out=rows[row])
+        torch.mul(by_omega if absolute else by_ratio, ratio, out=rows[9])
+        total = x.new_zeros((10, pairs))
+        for start, end, most, low, up in images.blocks:
+            torch.sum(rows[:, low:up].view(10, most, -1), 1, out=total[:, start:end])
+        total = total.double()
+        total[:9] *= torch.where(radius > 0, inverse_square, 0.0)
+        by_vector = total[:3].T
         by_position = by_vector.new_zeros((a1 - a0, 3))
-        by_position.index_add_(0, edges.second, by_vector).index_add_(0, edges.first, by_vector, alpha=-1)
-        products = force[[0, 0, 0, 1, 1, 2]] * edges.vector[[0, 1, 2, 1, 2, 2]]
-        products = torch.cat([products, by_radius[None] * (radius / 3)])
-        by_pair = force.new_zeros((pairs, 7)).index_add_(0, edges.pair, products.T)
-        by_crystal = force.new_zeros((c1 - c0, 7)).index_add_(0, crystal, by_pair)
+        by_position.index_add_(0, images.second, by_vector).index_add_(0, images.first, by_vector, alpha=-1)
+        by_crystal = total.new_zeros((c1 - c0, 7)).index_add_(0, images.crystal, total[3:].T)
         by_strain = by_crystal[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].view(-1, 3, 3)
-        by_strain.diagonal(dim1=1, dim2=2).add_(by_crystal[:, 6:])
+        by_strain.diagonal(dim1=1, dim2=2).sub_(by_crystal[:, 6:] / 3)
         return energy.double(), by_position, by_strain
 
     def _head(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
@@ -369,3 +392,18 @@ class ContinuouSPLandscape(Landscape):
         for (weight, _), z in zip(reversed(self.hidden), reversed(kept), strict=True):
             by_x = (by_x * torch.sigmoid(z)) @ weight
         return energy, by_x
+
+
+def _frozen(layer: GatedLayer) -> FrozenLayer:
+    """A layer's weights as gated sums read them."""
+    channels = layer.center.in_features
+    weight = torch.stack(
+        [layer.center.weight.view(2, -1, channels), layer.neighbor.weight.view(2, -1, channels)], 1
+    )
+    bias = torch.zeros_like(weight[..., 0])
+    bias[:, 0] = (layer.center.bias + layer.neighbor.bias).view(2, -1)
+    inner, outer = layer.edge.weight.double().chunk(2)
+    inner_bias, outer_bias = layer.edge.bias.double().chunk(2)
+    return FrozenLayer(
+        weight.flatten(0, 2).T.contiguous(), bias.flatten(), inner, inner_bias, outer, outer_bias
+    )

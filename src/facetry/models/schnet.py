@@ -105,6 +105,10 @@ class SchNet(PropertyModel):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    @property
+    def continuous(self) -> bool:
+        return self.smooth
+
     def embed_atoms(self, batch: Batch) -> Float[Tensor, "atoms channels"]:
         graph = batch.require_graph()
         unique, row = distinct(batch.edge_vectors().norm(dim=1), self.dtype)

@@ -15,10 +15,11 @@ from jaxtyping import Float
 from facetry.card import Target
 from facetry.crystal import Crystal, CrystalError
 from facetry.evaluation.energy import energy_gains
+from facetry.evaluation.landscape import EnergyScores, energy_scores
 from facetry.evaluation.metrics import RESAMPLES, Scores
 from facetry.evaluation.relaxation import Cells, RelaxScores, changes_at_rest, relax_scores
 from facetry.graph.batch import Batch
-from facetry.models.base import LatticeModel, Relaxation
+from facetry.models.base import EnergyModel, LatticeModel, Relaxation
 from facetry.tasks.inference import Limits, evaluating, run
 from facetry.tasks.predict import Translator, as_model, outputs_and_distance
 from facetry.tasks.sources import items_of
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
     from facetry.models.base import PropertyModel
 
 SPLITS = ("train", "val", "test", "all")
+MOST_ENERGIES = 512  # crystals whose surroundings are looked at
+MOST_ELEMENTS = 100  # atomic number
 
 
 def evaluate(
-    model: PropertyModel | LatticeModel | str | PathLike[str],
+    model: PropertyModel | LatticeModel | EnergyModel | str | PathLike[str],
     data: Dataset | Splits | str | PathLike[str],
     split: str = "test",
     target: str | None = None,
@@ -45,7 +48,7 @@ def evaluate(
     fold: int | None = None,
     noise: float | int | None = None,
     calculator: Any = None,
-) -> Scores | RelaxScores:
+) -> Scores | RelaxScores | EnergyScores:
     """Scores of a trained model on labelled crystals, each with a 95 % bootstrap interval.
 
     Args:
@@ -62,11 +65,18 @@ def evaluate(
     Regression: mae, rmse (in the target's unit), r2, coverage of the 90 % interval. Classification: accuracy,
     balanced accuracy, precision, recall and F1 per class, ROC-AUC, calibration error. A model that relaxes
     crystals needs no labels: the crystals are disturbed as in its training, with noise of a fixed seed, and
-    the gain in lengths and angles is measured (`facetry.evaluation.relaxation`). Crystals for which the
-    model gives no value are counted in `failed` and are not part of the metrics. Raises ValueError where the
-    labels are not what the model predicts: another target, unit or other classes.
+    the gain in lengths and angles is measured (`facetry.evaluation.relaxation`). Of a model with an energy it
+    is measured whether crystals are where it is low (`facetry.evaluation.landscape`), on at most 512 of them,
+    drawn at random; whether its chains find them is another question (`facetry.match`). Crystals for which
+    the model gives no value are counted in `failed` and are not part of the metrics. Raises ValueError where
+    the labels are not what the model predicts: another target, unit or other classes.
     """
-    network = as_model(model, ("predict", "relax"))
+    network = as_model(model, ("predict", "relax", "generate"))
+    if isinstance(network, EnergyModel):
+        if any(given is not None for given in (target, noise, calculator)):
+            raise ValueError(f"{network.name} has an energy: target, noise and calculator have no meaning")
+        part = labelled_part(data, split, [], fold, {})
+        return evaluate_energy(network, part.crystals, device, seed, resamples)
     if isinstance(network, LatticeModel):
         if target is not None:
             raise ValueError(f"target: {network.name} relaxes crystals and has no target; leave it out")
@@ -95,6 +105,26 @@ def evaluate(
     failed = int(np.isnan(outputs).any(axis=1).sum())
     scores = score_targets(targets, outputs, truth, resamples=resamples, intervals=True, seed=seed)
     return Scores(tuple(scores), failed, predictions, truth)
+
+
+def evaluate_energy(
+    model: EnergyModel,
+    crystals: Sequence,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> EnergyScores:
+    """How the energy behaves around these crystals; more than 512 are drawn from by `seed`."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(crystals))[:MOST_ENERGIES])
+    chosen = [crystals[int(row)] for row in rows]
+    usable = [c for c in chosen if c.is_ordered and max(c.composition) <= MOST_ELEMENTS]
+    if not usable:
+        raise ValueError(
+            f"none of the {len(crystals)} crystals can be used: mixed sites, or unknown elements"
+        )
+    with evaluating(model, device):
+        scores = energy_scores(model, usable, seed, resamples)
+    return replace(scores, failed=len(chosen) - len(usable))
 
 
 def evaluate_relaxing(

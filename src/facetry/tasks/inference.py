@@ -80,6 +80,10 @@ class Limits:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         return Limits(batch_size or crystals, atoms, edges)
 
+    def exceeded(self, crystals: int, atoms: int, size: int) -> bool:
+        """Whether a chunk of so many crystals and atoms has no room for one of `size` atoms more."""
+        return crystals > 0 and (crystals >= self.crystals or atoms + size > self.atoms)
+
 
 @contextmanager
 def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
@@ -137,13 +141,26 @@ def _chunks(items: Iterable[Item], limits: Limits) -> Iterator[list[Item]]:
     atoms = 0
     for item in items:
         size = 0 if item.crystal is None else len(item.crystal)
-        if chunk and (len(chunk) >= limits.crystals or atoms + size > limits.atoms):
+        if limits.exceeded(len(chunk), atoms, size):
             yield chunk
             chunk, atoms = [], 0
         chunk.append(item)
         atoms += size
     if chunk:
         yield chunk
+
+
+def whole_chunks(sizes: Iterable[int], limits: Limits) -> int:
+    """How many of the first inputs make whole chunks, by their numbers of atoms (0 for one that failed).
+
+    Work that goes on from there puts the same crystals together, and so gives the same bits.
+    """
+    start = count = atoms = 0
+    for number, size in enumerate(sizes):
+        if limits.exceeded(count, atoms, size):
+            start, count, atoms = number, 0, 0
+        count, atoms = count + 1, atoms + size
+    return start
 
 
 def _ahead(function: Callable[[Any], T], arguments: Iterable[Any]) -> Iterator[T]:

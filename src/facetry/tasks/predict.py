@@ -297,7 +297,8 @@ def as_model(model: Model | str | PathLike[str], jobs: tuple[str, ...] = ("predi
         model = load(model)
     job = getattr(model, "job", "predict")
     if job not in jobs:
-        wanted = " or ".join({"predict": "predicts properties", "relax": "relaxes crystals"}[j] for j in jobs)
+        words = {"predict": "predicts properties", "relax": "relaxes crystals", "generate": "has an energy"}
+        wanted = " or ".join(words[j] for j in jobs)
         raise ValueError(
             f"{model.name}: expected a model that {wanted}, came one that answers to"
             f" `facetry {job}`; use that, or another model"

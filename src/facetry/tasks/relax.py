@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from facetry.crystal import Crystal
+from facetry.crystal import Crystal, CrystalError
 from facetry.elements import SYMBOLS
 from facetry.evaluation.relaxation import largest_stretch
 from facetry.geometry.space_group import space_group
@@ -197,8 +197,11 @@ class Relaxer:
 
     def __call__(self, crystals: Any) -> list[Crystal]:
         """The relaxed crystals, one for each crystal that could be read."""
-        found = relax(self.model, crystals, self.batch_size, self.device, self.guard)
-        return [r.crystal for r in found if r.crystal is not None]
+        return [r.crystal for r in self.results(crystals) if r.crystal is not None]
+
+    def results(self, crystals: Any) -> list[Relaxed]:
+        """What became of every crystal."""
+        return relax(self.model, crystals, self.batch_size, self.device, self.guard)
 
     def items(self, items: Iterable[Item]) -> Iterator[Item]:
         """Inputs with relaxed crystals in the place of those that were given; bad inputs pass with their
@@ -309,11 +312,10 @@ def _trajectory(
     """The input and what each block made of it, up to the first cell that is none."""
     steps = [before]
     for number in range(1, len(lattices)):
-        lattice = lattices[number]
-        size = np.linalg.norm(lattice, axis=1).prod()
-        if not abs(np.linalg.det(lattice)) > 1e-6 * size:
+        try:
+            steps.append(before.replace(lattice=lattices[number], frac_coords=coords[:, number]))
+        except CrystalError:
             break
-        steps.append(before.replace(lattice=lattice, frac_coords=coords[:, number]))
     return tuple(steps)
 
 

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 from facetry.crystal import Crystal, as_crystal
+from facetry.io.errors import one_line
 from facetry.tasks.inference import Item
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -51,17 +52,20 @@ def _items_of_many(entries: Iterable[Any]) -> Iterator[Item]:
     yield from items_of_paths(paths)
 
 
-def items_of_paths(paths: Sequence[str | PathLike[str]], workers: int | None = None) -> Iterator[Item]:
+def items_of_paths(
+    paths: Sequence[str | PathLike[str]], workers: int | None = None, done: Iterable[str] = ()
+) -> Iterator[Item]:
     """Inputs read from files, folders, globs, archives and tables, in order.
 
-    `workers` is the number of parsing processes; None is one for every four cores, at most four.
+    `workers` is the number of parsing processes; None is one for every four cores, at most four. `done` are
+    the sources of the first inputs, which are left out (see `facetry.io.read_many`).
     """
     if not paths:
         return
     from facetry.io import ReadError, read_many
 
     count = workers or max(1, min(4, (os.cpu_count() or 1) // 4))
-    for source, name, result in read_many(list(paths), workers=count):
+    for source, name, result in read_many(list(paths), workers=count, done=done):
         if isinstance(result, ReadError):
             yield Item(source, None, result.reason, name)
         else:
@@ -93,9 +97,5 @@ def _converted(obj: Any, index: int) -> Item:
     try:
         crystal = as_crystal(obj)
     except (TypeError, ValueError) as error:
-        return Item(source, None, _one_line(str(error)))
+        return Item(source, None, one_line(str(error)))
     return Item(crystal.name or source, crystal)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

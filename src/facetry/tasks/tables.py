@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from facetry.io.errors import one_line
+
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -39,6 +41,16 @@ def check_suffix(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFI
     return path
 
 
+def growing_file(path: Path) -> Path:
+    """Where the rows of a table are until it is complete."""
+    return path.with_name(path.name + ".rows.csv") if path.suffix.lower() == ".parquet" else path
+
+
+def mark_of(path: Path) -> Path:
+    """The file that is there as long as a table is not complete."""
+    return path.with_name(path.name + ".unfinished")
+
+
 class TableWriter:
     """Writes rows to a .csv, .jsonl or .parquet file; every call of `write` reaches the file at once.
 
@@ -50,19 +62,28 @@ class TableWriter:
         path: the file; one that exists is replaced when the first row is written.
         columns: name to type, one of "text", "int", "float", "bool".
 
+        about: what the rows depend on besides their inputs; kept in `NAME.unfinished` from the first row
+            until `close`, so that who goes on with the table knows.
+        kept: bytes of `growing` that stay, of a table to go on with; 0 replaces it.
+
     `rows` counts what is written, `growing` is the file that holds it until `close`.
     """
 
-    def __init__(self, path: str | Path, columns: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        columns: Mapping[str, str],
+        about: Mapping[str, Any] | None = None,
+        kept: int = 0,
+    ) -> None:
         self.path = check_suffix(path)
         self.columns = dict(columns)
+        self.about = about
         self.rows = 0
         self._format = self.path.suffix.lower()
-        self.growing = (
-            self.path.with_name(self.path.name + ".rows.csv") if self._format == ".parquet" else self.path
-        )
+        self.growing = growing_file(self.path)
         self._stream: io.FileIO | None = None
-        self._good = 0
+        self._good = kept
 
     def __enter__(self) -> TableWriter:
         return self
@@ -100,13 +121,21 @@ class TableWriter:
                     error.errno, f"{self._explain(self.path, error)} in {self.growing}"
                 ) from error
             self.growing.unlink()
+        if self.about is not None:
+            mark_of(self.path).unlink(missing_ok=True)
 
     def _open(self) -> None:
         try:
-            self._stream = open(self.growing, "wb", buffering=0)  # noqa: SIM115 closed in close and __exit__
+            mode = "r+b" if self._good else "wb"
+            self._stream = open(self.growing, mode, buffering=0)  # noqa: SIM115 closed in close and __exit__
+            if self._good:
+                self._stream.truncate(self._good)
+                self._stream.seek(self._good)
+            if self.about is not None:  # only now: the rows of an older table are gone
+                mark_of(self.path).write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise TableWriteError(error.errno, self._explain(self.growing, error)) from error
-        if self._format != ".jsonl":
+        if self._format != ".jsonl" and not self._good:
             self._append(csv_text([], self.columns, header=True))
 
     def _append(self, text: str) -> None:
@@ -147,7 +176,8 @@ def json_lines(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> str
 
 def json_object(row: Mapping[str, Any], columns: Iterable[str]) -> str:
     """The given columns of a row as JSON; what is not finite becomes null."""
-    return json.dumps({name: _finite(row.get(name)) for name in columns}, ensure_ascii=False)
+    text = json.dumps({name: _finite(row.get(name)) for name in columns}, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()  # names of files need not be text
 
 
 def _cell(value: Any) -> str:
@@ -157,7 +187,7 @@ def _cell(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.10g}"
-    return " ".join(str(value).split()) if isinstance(value, str) else str(value)
+    return one_line(value) if isinstance(value, str) else str(value)
 
 
 def _finite(value: Any) -> Any:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from facetry import __version__
 from facetry.card import ModelCard
@@ -154,6 +158,27 @@ def fill_weights(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path)
     model.load_state_dict(tensors)
 
 
+@contextmanager
+def _no_larger_than(tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Within, a module with more numbers than the tensors hold is not built: options of a damaged card may
+    ask for all memory, or for layers without end."""
+    left = sum(t.numel() for t in tensors.values())
+    builder = threading.get_ident()
+
+    def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        nonlocal left
+        if threading.get_ident() == builder and parameter is not None:
+            left -= parameter.numel()
+            if left < 0:
+                raise ValueError(f"they make a larger network than {WEIGHTS} has numbers for")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def load_model(folder: str | Path) -> Model:
     """A trained model in evaluation mode, with its card and the reference embeddings of its domain."""
     folder = Path(folder)
@@ -163,10 +188,12 @@ def load_model(folder: str | Path) -> Model:
     reference = tensors.pop(REFERENCE, None)
     with torch.random.fork_rng(devices=[]):  # loading draws nothing from the caller's stream
         try:
-            model = MODELS[card.model](**card.options)
-        except (TypeError, ValueError) as error:
+            with _no_larger_than(tensors):
+                model = MODELS[card.model](**card.options)
+        except Exception as error:  # options of a damaged card may be anything
+            first = next(iter(str(error).splitlines()), "") or type(error).__name__
             advice = _newer_hint(card.version) or "; copy the file again or train anew"
-            raise ModelError(f"{folder / CARD}: options do not fit {card.model}: {error}{advice}") from None
+            raise ModelError(f"{folder / CARD}: options do not fit {card.model}: {first}{advice}") from None
     fill_weights(model, tensors, path)
     model.card = card
     model.domain_reference = reference

@@ -60,10 +60,14 @@ class GenerateFitting(Fitting):
         real = source.batch(mine, self.device)
         count = torch.tensor(len(mine), device=self.device)
         builder = self.network.graph
-        if options.objective == "denoise" or step < options.pretrain_steps:
-            seed = self.options.seed
-            loss = denoising_loss(self.network, builder, real, options, seed, rows + 1, step)
-            return loss.sum(), count, len(chosen)
+        wells_alone = options.objective == "denoise" or step < options.pretrain_steps
+        wells: Tensor | float = 0.0
+        if wells_alone or options.denoise_weight:
+            wells = denoising_loss(
+                self.network, builder, real, options, self.options.seed, rows + 1, step
+            ).sum()
+        if wells_alone:
+            return wells, count, len(chosen)
         drawn = negatives(
             self.network,
             self.compositions.select(rows.cpu()).to(self.device),
@@ -77,7 +81,8 @@ class GenerateFitting(Fitting):
         drawn = builder.build(drawn, [""] * len(drawn))
         e_real, e_drawn = self.network(real), self.network(drawn)
         penalty = e_real.square() + e_drawn.square()
-        return (e_real - e_drawn + options.regulariser * penalty).sum(), count, len(chosen)
+        loss = (e_real - e_drawn + options.regulariser * penalty).sum() + options.denoise_weight * wells
+        return loss, count, len(chosen)
 
     def validate(self) -> tuple[dict[str, float], float | None]:
         """Mean energy of the validation crystals, and how often noise of 0.3 Å raises it. Neither chooses

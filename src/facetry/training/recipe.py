@@ -59,6 +59,9 @@ class DataOptions(BaseModel):
     parts: dict[Literal["train", "val", "test"], Literal["train", "val", "test"]] | None = Field(
         default=None, description="which official part serves as train, val or test"
     )
+    split: str | None = Field(
+        default=None, description="a CSV with the columns id and split that divides the set instead"
+    )
     match: str | None = Field(
         default=None, description="names of the crystals to take, with * and ?: *-0 are emt-alloys at rest"
     )
@@ -157,6 +160,9 @@ class GenerateOptions(BaseModel):
         default="contrastive", description="against its own chains; or wells around crystals with noise"
     )
     pretrain_steps: int = Field(default=0, ge=0, description="steps of denoise before contrastive")
+    denoise_weight: float = Field(
+        default=0.0, ge=0, description="of contrastive: weight of the loss of denoise beside it"
+    )
     noise_low: float = Field(default=0.1, gt=0, description="of denoise: smallest σ of noise, Å")
     noise_high: float = Field(default=0.8, gt=0, description="of denoise: largest σ of noise, Å")
     regulariser: float = Field(default=0.1, ge=0, description="weight of the squared energies")
@@ -401,7 +407,10 @@ def read_tables(source: str | Path) -> dict[str, Any]:
     """The raw tables of a recipe file, or of a shipped recipe by its name."""
     path = Path(source)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{source}: not valid TOML: {error}; save it as UTF-8") from None
     elif str(source) in recipe_names():
         text = (resources.files("facetry") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
     else:

@@ -184,8 +184,9 @@ def load_data(recipe: Recipe) -> Splits:
     own = {"tasks": data.tasks, "classes": data.classes, "group": data.group, "fractions": data.fractions}
     own = {key: value for key, value in own.items() if value is not None}  # a named set takes none of them
     chosen = {"limit": data.limit, "seed": data.seed, "fold": data.fold, "parts": data.parts}
+    chosen |= {"split": data.split, "match": data.match}
     target = [] if recipe.relax or recipe.generate else data.target
-    return dataset(data.name, target, **chosen, match=data.match, **own)
+    return dataset(data.name, target, **chosen, **own)
 
 
 def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel | LatticeModel | EnergyModel:
@@ -385,7 +386,7 @@ class Training:
             elements=self.elements,
             domain_threshold=getattr(self, "threshold", None),
             data={"name": self.recipe.data.name, "fold": self.recipe.data.fold, "hash": self.data.hash}
-            | ({} if self.recipe.data.parts is None else {"parts": self.recipe.data.parts})
+            | {k: v for k in ("parts", "split") if (v := getattr(self.recipe.data, k)) is not None}
             | {name: len(source) for name, source in self.sources.items()}
             | {"disordered": len(disordered_rows(self.sources["train"].crystals))},
             relax={} if self.recipe.relax is None else self.recipe.relax.model_dump(),
