@@ -72,7 +72,7 @@ def test_what_limits_a_model():
     """The minimum that belongs to a crystal is not above it; candidates below that tell of a wrong energy."""
     method = EnergyChains(small(), steps=5)
     crystals = [known.srtio3(), known.zno().replace(atomic_numbers=[22, 22, 8, 8])]
-    relaxed, energy = csp_limits.minima(method, crystals, 30)
+    relaxed, energy = csp_limits.minima(method, crystals, csp_limits._DESCENT)
     before = method.energies(crystals)
     assert all(e < b for e, b in zip(energy, before, strict=True))
     assert energy == pytest.approx(method.energies(relaxed), abs=1e-4)
