@@ -19,7 +19,7 @@ from facetry.crystal import Crystal
 from facetry.evaluation import changes
 from facetry.evaluation.certificate import Certificate, Extra, rows_of
 from facetry.evaluation.certificate_suite import suite
-from facetry.evaluation.continuity import follow, paths
+from facetry.evaluation.continuity import edge_counts, follow, paths
 from facetry.evaluation.symmetry import (
     Answer,
     Answers,
@@ -228,7 +228,7 @@ class _Machine:
 
         def compute(batch: Batch) -> dict[str, Tensor]:
             found = model(batch)
-            edges = batch.require_graph().num_edges.double()[:, None]
+            edges = edge_counts(batch).double()[:, None]
             if model.job == "relax":
                 return {
                     "lattice": found.lattices[-1],
