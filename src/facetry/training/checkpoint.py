@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from facetry import __version__
+from facetry._version import __version__
 from facetry.card import ModelCard
 from facetry.models import MODELS
 from facetry.models.base import Model
