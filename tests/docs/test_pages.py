@@ -87,10 +87,31 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [p.name for p in PAGES[1:] if f"({p.relative_to(ROOT).as_posix()})" not in text]
-    assert not missing
+def test_every_page_is_reached_from_the_index() -> None:
+    """README.md names docs/README.md, and from there every page of docs/ is some links away."""
+    index = ROOT / "docs" / "README.md"
+    assert index in _linked(ROOT / "README.md")
+    reached, waiting = {index}, [index]
+    while waiting:
+        new = {p for p in _linked(waiting.pop()) if p.suffix == ".md"} - reached
+        reached |= new
+        waiting += new
+    assert not [str(p.relative_to(ROOT)) for p in PAGES[1:] if p not in reached]
+
+
+def test_the_index_has_a_line_for_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    named = [p for p in _linked(index) if p.suffix == ".md"]
+    assert len(named) == len(set(named))
+    missing = set(PAGES[1:]) - set(named) - {index}
+    assert not missing, f"docs/README.md has no line for {sorted(p.name for p in missing)}"
+
+
+def _linked(page: Path) -> list[Path]:
+    """The files of this repository that a page links to, in order, each time they are named."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", text)
+    return [(page.parent / t).resolve() for t in targets if not re.match(r"[a-z]+:", t)]
 
 
 def test_release_is_the_same_everywhere() -> None:
