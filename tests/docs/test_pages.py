@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -147,12 +148,33 @@ def test_comparison_of_prints(shown: str, printed: str, within: str | None, fits
 
 
 def test_generated_tables_are_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert not _script("generate").stale(), "run `python docs/generate.py`"
+
+
+def test_the_picture_is_up_to_date_and_names_what_there_is() -> None:
+    way = _script("data_way")
+    assert way.FILE.read_text(encoding="utf-8") == way.draw(), "run `python docs/data_way.py`"
+    for title, folder, *_ in way.BOXES.values():
+        for name in folder.split():
+            assert name == "runs/NAME" or (ROOT / "src" / "facetry" / name).exists(), f"{title}: {name}"
+
+
+def test_files_that_inside_names_exist() -> None:
+    text = (ROOT / "docs" / "inside.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)?\w+\.py|\w+/)`", text)
+    missing = [n for n in named if not (ROOT / "src" / "facetry" / n).exists()]
+    assert len(named) > 40
+    assert not missing
+
+
+def _script(name: str) -> ModuleType:
+    """A script of docs/, as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    assert not generate.stale(), "run `python docs/generate.py`"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_tables_of_the_readme_are_those_of_the_receipts() -> None:
