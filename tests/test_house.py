@@ -72,7 +72,7 @@ def public(node: ast.AST, inside: str = "") -> Iterator[tuple[str, ast.AST]]:
                 yield from public(child, f"{name}.")
 
 
-INHERITED = {"forward", "embed", "embed_atoms", "symmetry", "candidates", "nothing"}
+INHERITED = {"forward", "embed", "embed_atoms", "symmetry", "continuous", "build", "candidates", "nothing"}
 LIGHTNING = {"train_dataloader", "transfer_batch_to_device", "configure_optimizers", "training_step"}
 
 
