@@ -203,6 +203,7 @@ class Clock:
         self.before = dict(known["seconds"])
         self.now: dict[str, float] = {}
         self.began = self.written = time.monotonic()
+        self._write()
 
     def note(self, stage: str, every: float = 0.0) -> None:
         """The time since the last stage ended goes to this one; with `every`, the stage is not over."""
@@ -211,10 +212,13 @@ class Clock:
             return
         self.now[stage] = moment - self.began
         self.written = moment
-        self.path.write_text(json.dumps({"starts": self.starts, "seconds": self.seconds()}))
+        self._write()
         if not every:
             self.before = self.seconds()
             self.now, self.began = {}, moment
+
+    def _write(self) -> None:
+        self.path.write_text(json.dumps({"starts": self.starts, "seconds": self.seconds()}))
 
     def seconds(self) -> dict[str, float]:
         """So far."""

@@ -12,8 +12,8 @@ _DESCENT = 60  # steps downhill from a true crystal, to the minimum that belongs
 def limits(
     method: Any, crystals: list[Any], energies: list[list[float]], matched: np.ndarray
 ) -> dict[str, Any]:
-    """A crystal that was missed is `missed_lower` where a candidate lies below the minimum that belongs to
-    the true crystal: the energy is wrong; and `missed_higher` where none does: the chains came not so low.
+    """A missed crystal is `missed_lower` where a candidate lies below the minimum that belongs to the true
+    crystal: the energy is wrong; and `missed_higher` where none does: the chains did not come so low.
 
     `true_minimum` says how far that minimum is from the crystal, what no chain can mend.
     """

@@ -195,7 +195,7 @@ def optimiser() -> str:
 
 
 def generation() -> str:
-    """One line a method: how many test crystals its candidates match, how closely, beside published ones."""
+    """One line a method: how many test crystals its candidates match and how closely, beside published."""
     heads = (
         "set | method | match rate: first, of 20 | the same, valid | RMSE of 20 | METRe, cRMSE | published"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 DOCS = Path(__file__).parent
+AUDITS = DOCS.parent / "benchmarks" / "audits"
 _PLACE = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -200,6 +201,66 @@ def _certificates() -> ModuleType:
     return module
 
 
+def _audits() -> list[dict]:
+    """What `python -m benchmarks.audits` left, in the order of the sets there."""
+    import json
+
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(AUDITS.glob("*.json"))]
+    return sorted(found, key=lambda a: -sum(a["counts"].values()))
+
+
+def audit_findings() -> str:
+    """Errors and warnings of every audited set."""
+    lines = ["| set | crystals | processor seconds | level | finding |", "|---|---|---|---|---|"]
+    for found in _audits():
+        counts = found["counts"]
+        parts = ", ".join(f"{name} {n}" for name, n in counts.items())
+        head = [f"`{found['name']}`", f"{sum(counts.values())}: {parts}", f"{found['cpu_seconds']:.0f}"]
+        for finding in found["findings"]:
+            lines.append(f"| {' | '.join([*head, finding['level'], _cell(finding['text'])])} |")
+            head = ["", "", ""]
+    return "\n".join(lines)
+
+
+def audit_baselines() -> str:
+    """What composition alone predicts on every audited set."""
+    heads = "set | target | tested how | mean | nearest composition | boosting"
+    lines = [f"| {heads} |", "|---|---|---|---|---|---|"]
+    for found in _audits():
+        by_target: dict[str, dict[str, dict]] = {}
+        for scores in found["baselines"]["scores"]:
+            by_target.setdefault(scores["target"], {})[scores["method"]] = scores
+        for target, methods in by_target.items():
+            if methods["mean"]["task"] == "multiclass":
+                continue
+            metric = "mae" if methods["mean"]["task"] == "regression" else "balanced_accuracy"
+            unit = methods["mean"]["unit"] if metric == "mae" else "balanced accuracy"
+            cells = [f"{methods[m]['metrics'][metric][0]:.4g}" for m in ("mean", "nearest", "boosting")]
+            where = found["baselines"]["setting"]
+            what = f"MAE in {unit}" if metric == "mae" and unit else "MAE" if metric == "mae" else unit
+            name = f"`{target}`, {what}"
+            lines.append(f"| `{found['name']}` | {name} | {where} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def published_rows() -> str:
+    """The published rows that ship, with ours where there is a receipt."""
+    from facetry.training.reproduce import load_rows, ours
+
+    lines = ["| name | published | ours | recipe | data |", "|---|---|---|---|---|"]
+    known = ours()
+    for row in load_rows().values():
+        mine = known.get(row.name)
+        cell = ""
+        if mine:
+            numbers = ", ".join(f"{mine[0]['metrics'][m][0]:.4g}" for m in row.published)
+            cell = f"{numbers} ({mine[0]['run']})"
+        numbers = ", ".join(row.words(m) for m in row.published)
+        data = "as published" if row.comparable else "another"
+        lines.append(f"| `{row.name}` | {numbers} | {cell} | `{row.recipe}` | {data} |")
+    return "\n".join(lines)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -219,6 +280,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "certificates_one_frame": lambda: _certificates().table("float64, one frame"),
     "certificates_continuity": lambda: _certificates().continuity(),
     "certificates_energy": lambda: _certificates().energies(),
+    "audit_findings": audit_findings,
+    "audit_baselines": audit_baselines,
+    "published_rows": published_rows,
 }
 
 

@@ -45,6 +45,18 @@ def test_lattice_models_to_a_folder_and_back(name, tmp_path):
     assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("options", [{}, {"channels": 64, "layers": 6, "head_layers": 4}])
+def test_energies_to_a_folder_and_back(options, tmp_path):
+    torch.manual_seed(3)
+    model = MODELS["continuousp"](**options).eval()
+    model.card = ModelCard(model=model.name, options=model.options, graph=model.graph.describe(), targets=[])
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    with torch.no_grad():
+        one, two = (m(m.graph(CRYSTALS)) for m in (model, again))
+    assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("name", sorted(of_job("relax")))
 def test_properties_of_a_lattice_model(name, tmp_path):
     saved(name, tmp_path)

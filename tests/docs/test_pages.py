@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -87,10 +88,31 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [p.name for p in PAGES[1:] if f"({p.relative_to(ROOT).as_posix()})" not in text]
-    assert not missing
+def test_every_page_is_reached_from_the_index() -> None:
+    """README.md names docs/README.md, and from there every page of docs/ is some links away."""
+    index = ROOT / "docs" / "README.md"
+    assert index in _linked(ROOT / "README.md")
+    reached, waiting = {index}, [index]
+    while waiting:
+        new = {p for p in _linked(waiting.pop()) if p.suffix == ".md"} - reached
+        reached |= new
+        waiting += new
+    assert not [str(p.relative_to(ROOT)) for p in PAGES[1:] if p not in reached]
+
+
+def test_the_index_has_a_line_for_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    named = [p for p in _linked(index) if p.suffix == ".md"]
+    assert len(named) == len(set(named))
+    missing = set(PAGES[1:]) - set(named) - {index}
+    assert not missing, f"docs/README.md has no line for {sorted(p.name for p in missing)}"
+
+
+def _linked(page: Path) -> list[Path]:
+    """The files of this repository that a page links to, in order, each time they are named."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", text)
+    return [(page.parent / t).resolve() for t in targets if not re.match(r"[a-z]+:", t)]
 
 
 def test_release_is_the_same_everywhere() -> None:
@@ -126,12 +148,33 @@ def test_comparison_of_prints(shown: str, printed: str, within: str | None, fits
 
 
 def test_generated_tables_are_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert not _script("generate").stale(), "run `python docs/generate.py`"
+
+
+def test_the_picture_is_up_to_date_and_names_what_there_is() -> None:
+    way = _script("data_way")
+    assert way.FILE.read_text(encoding="utf-8") == way.draw(), "run `python docs/data_way.py`"
+    for title, folder, *_ in way.BOXES.values():
+        for name in folder.split():
+            assert name == "runs/NAME" or (ROOT / "src" / "facetry" / name).exists(), f"{title}: {name}"
+
+
+def test_files_that_inside_names_exist() -> None:
+    text = (ROOT / "docs" / "inside.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)?\w+\.py|\w+/)`", text)
+    missing = [n for n in named if not (ROOT / "src" / "facetry" / n).exists()]
+    assert len(named) > 40
+    assert not missing
+
+
+def _script(name: str) -> ModuleType:
+    """A script of docs/, as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    assert not generate.stale(), "run `python docs/generate.py`"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_tables_of_the_readme_are_those_of_the_receipts() -> None:

@@ -183,3 +183,12 @@ def _sound(crystal) -> bool:
     except GraphError:
         return False
     return True
+
+
+def test_rounding_does_not_decide_at_a_round_distance():
+    """A layer of boron nitride with a = 2.5 Å: its third neighbours are 5 Å away, the cutoff itself."""
+    lattice = np.array([[2.5, 0, 0], [-1.25, 2.5 * 0.75**0.5, 0], [0, 0, 15.0]])
+    layer = Crystal(lattice, [[1 / 3, 2 / 3, 0.5], [2 / 3, 1 / 3, 0.5]], [5, 7])
+    turned = [zoo.rebased(zoo.rotated(layer, zoo.rotation(i)), zoo.unimodular(i)) for i in range(20)]
+    counts = CellRadius(5.0)([layer, *turned]).require_graph().num_edges
+    assert len(set(counts.tolist())) == 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from facetry.elements import ELECTRONEGATIVITIES, SYMBOLS
 
@@ -98,7 +99,7 @@ class Formula:
         return Formula({z: n * (atoms // unit) for z, n in self.reduced_counts.items()}, self.text)
 
     @classmethod
-    def of(cls, atomic_numbers: Iterable[int | np.integer] | np.ndarray) -> Formula:
+    def of(cls, atomic_numbers: Iterable[int | np.integer] | Int[np.ndarray, " atoms"]) -> Formula:
         """The formula of the atoms of a cell."""
         counts: dict[int, int] = {}
         for number in atomic_numbers:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from facetry import __version__
+from facetry._version import __version__
 from facetry.cli import audit, certify, check, data, explain, generate, match, model, relax, reproduce
 from facetry.cli.common import INTERRUPTED, OK, report_error
 

@@ -472,6 +472,7 @@ class Printer:
         self.first = True
 
     def write(self, rows: list[dict[str, Any]]) -> None:
+        """More rows; the first call writes the header."""
         from facetry.tasks.tables import csv_text, json_object
 
         if self.silent or not rows:
@@ -487,6 +488,7 @@ class Printer:
         self.first = False
 
     def close(self) -> None:
+        """End what `write` began."""
         if self.as_json:
             print("[]" if self.first else "\n]")
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 
 from facetry.data.crystals import CrystalTable, gather
 from facetry.data.manifest import Manifest
@@ -42,7 +42,7 @@ class Extra:
     per: str
     unit: str = ""
 
-    def select(self, rows: np.ndarray, crystals: CrystalTable) -> Extra:
+    def select(self, rows: Shaped[np.ndarray, " chosen"], crystals: CrystalTable) -> Extra:
         """The part that belongs to the chosen crystals; `crystals` is the table before the choice."""
         if self.per == "atom":
             return replace(self, values=self.values[gather(crystals.offsets, rows)[0]])
@@ -74,12 +74,12 @@ class Dataset:
             yield self.crystals[row], self.targets[row]
 
     @property
-    def names(self) -> np.ndarray:
+    def names(self) -> Shaped[np.ndarray, " crystals"]:
         """Identifiers of the crystals, as the set or the file names give them."""
         return self.crystals.names
 
     @property
-    def labelled(self) -> np.ndarray:
+    def labelled(self) -> Bool[np.ndarray, " crystals"]:
         """Mask of the rows that have at least one target."""
         return (
             ~np.isnan(self.targets).all(axis=1) if self.targets.shape[1] else np.zeros(len(self), dtype=bool)
@@ -165,14 +165,17 @@ class Splits:
 
     @property
     def train(self) -> Dataset:
+        """The crystals to learn from."""
         return self._part("train")
 
     @property
     def val(self) -> Dataset:
+        """The crystals that choose among weights and set the width of intervals."""
         return self._part("val")
 
     @property
     def test(self) -> Dataset:
+        """The crystals that nothing was fitted to or chosen by."""
         return self._part("test")
 
     @property

@@ -64,6 +64,7 @@ class TargetInfo(_Table):
 
     @property
     def class_names(self) -> list[str]:
+        """Names of the classes, in order."""
         if self.class_range:
             return [str(i) for i in range(self.class_range[0], self.class_range[1] + 1)]
         return list(self.classes)

@@ -134,7 +134,7 @@ def _numbers(values: Sequence[str]) -> np.ndarray:
         return np.array(values, dtype=object)
 
 
-def values_hash(values: np.ndarray) -> str:
+def values_hash(values: Float[np.ndarray, " rows"]) -> str:
     """sha256 of a column on a grid of 1e-8: CSV readers differ in the last bit of a printed number."""
     missing = np.isnan(values)
     cells = np.where(

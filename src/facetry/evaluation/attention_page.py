@@ -32,10 +32,8 @@ _RAMP = (  # white to violet, even in lightness
 
 def attention_page(found: Explanation) -> str:
     """The HTML."""
-    from facetry.tasks.explain import prediction_words
-
     assets = files("facetry.evaluation") / "assets"
-    words = [prediction_words(p) for p in found.predictions]
+    words = [p.words() for p in found.predictions]
     parts = {
         "TITLE": escape(f"{found.crystal.name or found.name}: what {found.model} looked at"),
         "SUBTITLE": escape("; ".join(words)),

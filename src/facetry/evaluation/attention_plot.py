@@ -80,9 +80,7 @@ def attention_plot(found: Explanation) -> bytes:
 
 
 def _heading(figure: Figure, found: Explanation, y: float, width: float) -> None:
-    from facetry.tasks.explain import prediction_words
-
-    words = prediction_words(found.predictions[0])
+    words = found.predictions[0].words()
     most = int(width * 13)
     _text(figure, 0.25, y, words if len(words) <= most else words[: most - 1] + "…", size=9, color=_SOFT)
 

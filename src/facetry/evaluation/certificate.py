@@ -108,7 +108,8 @@ class Certificate:
         return not self.failures and any(row.status == "ok" for row in self.rows)
 
     def verdict(self, name: str) -> str:
-        """Of a field of `Symmetry`: "holds", "fails", "not declared, differs", ...; over all series."""
+        """Of a field of `Symmetry` over all series: "holds" or "fails" where it is declared, else "same" or
+        "differs"; "not measured" without a crystal for it."""
         found = [
             f
             for checks in self.series.values()
@@ -179,7 +180,8 @@ class Certificate:
         return [
             f"{self.title}: {self.model}, {self.parameters} parameters",
             f"declares {verb} {', '.join(declared)}",
-            f"{used} crystals{left}; standard deviation of answers {_measured(self.spread, self.unit)}",
+            f"{used} {'crystal' if used == 1 else 'crystals'}{left}; standard deviation of answers"
+            f" {_measured(self.spread, self.unit)}",
         ]
 
     def _checks(self) -> list[str]:

@@ -23,7 +23,7 @@ from facetry.geometry.primitive import primitive_cell
 from facetry.geometry.space_group import has_mirror_operation
 
 MOST_ATOMS = 400  # of a supercell; larger ones are not tried
-EXACT, LOOSE = 1e-6, 1e-2  # Å; within the first a crystal is its mirror image, beyond the second it is not
+EXACT, LOOSE = 1e-9, 1e-2  # Å; within the first a crystal is its mirror image, beyond the second it is not
 _DIAGONAL = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (3, 1, 1), (1, 2, 2), (2, 2, 2)]
 _SLANTED = [
     [[1, 1, 0], [-1, 1, 0], [0, 0, 1]],
@@ -181,7 +181,7 @@ def primitive(crystal: Crystal) -> tuple[Crystal, Change] | None:
 
 def is_chiral(crystal: Crystal) -> bool | None:
     """Whether a crystal differs from its mirror image; None where it nearly is one (an operation that turns
-    hands fits within 0.01 Å but not within 1e-6 Å) or where no symmetry is found."""
+    hands fits within 0.01 Å but not within 1e-9 Å) or where no symmetry is found."""
     if has_mirror_operation(crystal, EXACT):
         return False
     near = has_mirror_operation(crystal, LOOSE)

@@ -18,11 +18,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from facetry.crystal import Crystal
 from facetry.evaluation import changes
 from facetry.evaluation.symmetry import Answer, Answers
+from facetry.graph.batch import Batch
 
 Kind = Literal["jitter", "strain", "crossing"]
 KINDS: dict[Kind, str] = {"jitter": "Å", "strain": "", "crossing": "Å"}
@@ -126,7 +129,8 @@ class _Walk:
     @classmethod
     def begin(cls, way: Path, answers: list[Answer]) -> _Walk | None:
         """At the step that is least like its neighbours; on a crossing among those with another number of
-        bonds at their ends, None where there are none."""
+        bonds at their ends, None where there are none. A network that finds its neighbours without a graph is
+        followed like the others."""
         values = np.stack([a.vector() for a in answers])
         width = np.diff(way.steps)[:, None]
         slopes = np.diff(values, axis=0) / width
@@ -136,7 +140,8 @@ class _Walk:
             for n, near in enumerate(beside)
         ]
         bonds = np.diff([a.edges for a in answers])
-        allowed = np.flatnonzero(bonds) if way.kind == "crossing" else np.arange(len(odd))
+        counted = way.kind == "crossing" and any(a.edges for a in answers)
+        allowed = np.flatnonzero(bonds) if counted else np.arange(len(odd))
         if not len(allowed):
             return None
         chosen = max(allowed.tolist(), key=lambda n: odd[n][0])
@@ -173,6 +178,11 @@ class _Walk:
             abs(self.after.edges - self.before.edges),
             self.problem,
         )
+
+
+def edge_counts(batch: Batch) -> Int[Tensor, " crystals"]:
+    """Edges of the graph that was read; zeros where a network needs none."""
+    return torch.zeros_like(batch.num_atoms) if batch.graph is None else batch.graph.num_edges
 
 
 def largest(followed: Sequence[Followed], kind: Kind) -> Followed | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
@@ -59,7 +59,7 @@ class Likeness:
     distances: Float[np.ndarray, " links"]
 
     @property
-    def confirmed(self) -> np.ndarray:
+    def confirmed(self) -> Bool[np.ndarray, " links"]:
         """Mask of the links whose two crystals are the same."""
         return self.distances <= SAME_DISTANCES
 

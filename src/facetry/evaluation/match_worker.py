@@ -52,6 +52,7 @@ def _said(error: Exception) -> str:
 
 
 def main() -> None:
+    """Answer questions about pairs of structures, one after the other, until the input ends."""
     # The protocol owns the real stdout; whatever a library prints must not get into it.
     answers = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -23,6 +23,7 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from facetry.crystal import Crystal
 
@@ -60,13 +61,13 @@ class Reduced:
         )
 
     @cached_property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> Float[np.ndarray, "3"]:
         """Sorted lengths of the cell's vectors over the cube root of its volume."""
         lattice = self.structure.lattice
         return np.sort(lattice.abc) / lattice.volume ** (1 / 3)
 
     @cached_property
-    def minima(self) -> np.ndarray | None:
+    def minima(self) -> Float[np.ndarray, "3"] | None:
         """The lengths where they are the successive minima of the lattice, else None.
 
         They are if no sum or difference of vectors is shorter than the longest in it (Minkowski 1905).

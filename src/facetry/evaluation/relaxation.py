@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from facetry.evaluation.metrics import RESAMPLES, Estimate, Metric, bootstrap
 
@@ -68,7 +68,7 @@ class Cells:
         good = np.isfinite(self.answer).all(axis=1)
         return good if self.rmsd is None else good & np.isfinite(self.rmsd)
 
-    def select(self, rows: np.ndarray) -> Cells:
+    def select(self, rows: Shaped[np.ndarray, " chosen"]) -> Cells:
         """The chosen crystals, without pairs of atoms."""
         chosen = [None if v is None else v[rows] for v in (self.noisy_rmsd, self.rmsd)]
         return Cells(self.true[rows], self.noisy[rows], self.answer[rows], *chosen)

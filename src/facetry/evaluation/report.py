@@ -222,7 +222,7 @@ def _energy_sections(scores: EnergyScores, split: str) -> list[str]:
     ]
     cards.append(f'<div class="card"><b>{scores.count}</b><span>crystals in {escape(split)}</span></div>')
     rows = [[_NAMES[n], _number(e.value), _interval(e), ENERGY_UNITS[n]] for n, e in scores.metrics.items()]
-    table = _table(["metric", "value", "95 % interval", "unit"], rows, numeric={1, 2})
+    table = html_table(["metric", "value", "95 % interval", "unit"], rows, numeric={1, 2})
     words = (
         "Five crystals, a colour for each: a thousand displacements of one atom and of all atoms, 0.1 Å in "
         "each coordinate; cells scaled in all directions alike. A good energy rises from the crystal."

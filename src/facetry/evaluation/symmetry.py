@@ -22,6 +22,7 @@ from facetry.models.base import Symmetry
 _ATTEMPTS = 50
 ROUNDINGS = 100.0  # a network's forward pass shows one to five where nothing else differs
 _DOUBLE = 2.0**-52
+_STEEPEST = 10.0  # times itself: what an answer changes by in an Å, at most
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,10 @@ def measure(
     of_start = iter(answered[len(others) :])
     for (index, check, other, start, change), after in zip(tries, answered[: len(others)], strict=True):
         before = found[index].answer if start is None else next(of_start)
-        units = [rounding_unit(c, dtype) for c in (other, found[index].crystal)]
-        found[index].note(check, before, after, change, max(units))
+        unit = max(rounding_unit(c, dtype) for c in (other, found[index].crystal))
+        if check == "mirror_achiral":  # the crystal is its mirror image within EXACT only
+            unit += _STEEPEST * changes.EXACT / ROUNDINGS
+        found[index].note(check, before, after, change, unit)
     return found
 
 

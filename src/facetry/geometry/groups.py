@@ -16,7 +16,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from facetry.geometry.lattice import metric
@@ -48,7 +48,7 @@ BRAVAIS = {  # symbol: shape of the conventional cell, centring
 """The 14 Bravais lattices (hR in rhombohedral axes)."""
 
 
-def bravais_gram(symbol: str) -> np.ndarray:
+def bravais_gram(symbol: str) -> Float[np.ndarray, "3 3"]:
     """Gram matrix (Å²) of the primitive basis of a general lattice of this Bravais type. Raises ValueError
     for an unknown symbol."""
     if symbol not in BRAVAIS:
@@ -113,7 +113,7 @@ def bravais_colours(symbol: str, size: int = 2) -> Int[np.ndarray, " cells"]:
 
 
 @cache
-def automorphisms() -> tuple[np.ndarray, np.ndarray]:
+def automorphisms() -> tuple[Int[np.ndarray, "matrices 3 3"], Int[np.ndarray, "matrices 3 3"]]:
     """All integer matrices with entries -1, 0, 1 and determinant ±1, and their inverses.
 
     They are all that can carry a Niggli-reduced cell to another basis of the same shape, 6960.

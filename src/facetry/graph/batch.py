@@ -68,6 +68,7 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
+        """Where its tensors are."""
         return self.lattice.device
 
     @property

@@ -80,8 +80,10 @@ class CellRadius(CellGraph):
             raise ValueError(f"radius graph: expected a cutoff above 0 Å, came {self.cutoff}")
 
     def connect(self, batch: Batch, names: Sequence[str]) -> Batch:
-        """Every pair within the cutoff; an atom without any keeps none."""
-        reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
+        """Every pair within the cutoff; an atom without any keeps none. Rounding must not decide about
+        neighbours at a round distance: those up to half a gap of shells beyond belong to it."""
+        cutoff = self.cutoff + neighbors.SHELL_GAP / 2
+        reach = torch.full((len(batch),), cutoff, dtype=batch.lattice.dtype, device=batch.device)
         pairs = neighbors.pairs_within(batch, reach)
         neighbors.check_distinct(batch, pairs, names)
         counts = neighbors.edge_counts(batch, pairs.center)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import vesin
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from facetry.geometry.ragged import grids, group_index, offsets, ranges
@@ -312,7 +312,7 @@ def edge_counts(batch: Batch, center: Int[Tensor, " edges"]) -> Int[Tensor, " cr
 def in_given_cell(
     batch: Batch,
     pairs: Pairs,
-    keep: Tensor,
+    keep: Shaped[Tensor, " chosen"],
     transform: Int[Tensor, "crystals 3 3"],
     wrap: Int[Tensor, "atoms 3"],
 ) -> PeriodicGraph:

@@ -7,6 +7,7 @@ import re
 
 import gemmi
 import numpy as np
+from jaxtyping import Float
 
 from facetry.crystal import FARTHEST, LONGEST
 from facetry.io.errors import FormatError
@@ -24,7 +25,8 @@ _CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle
 _CELL_TAGS = tuple(f"_cell_{part}" for part in _CELL)
 
 
-def lattice_of(block: gemmi.cif.Block) -> tuple[np.ndarray, list[float]]:
+def lattice_of(block: gemmi.cif.Block) -> tuple[Float[np.ndarray, "3 3"], list[float]]:
+    """Rows of the lattice in Å, and its angles in degrees. Raises FormatError for an incomplete cell."""
     try:
         values = [float(block.find_value(tag)) for tag in _CELL_TAGS]
         if min(values) > 0 and max(values) <= LONGEST:
@@ -49,7 +51,7 @@ def lattice_of(block: gemmi.cif.Block) -> tuple[np.ndarray, list[float]]:
 
 def lattice_from_parameters(
     a: float, b: float, c: float, alpha: float, beta: float, gamma: float
-) -> np.ndarray:
+) -> Float[np.ndarray, "3 3"]:
     """Rows a, b, c with a along x and b in the xy plane; lengths in Å, angles in degrees.
 
     Raises FormatError where the three angles close no cell.
@@ -70,7 +72,8 @@ def lattice_from_parameters(
 _EXACT = {90.0: 0.0, 60.0: 0.5, 120.0: -0.5}
 
 
-def volume_note(block: gemmi.cif.Block, lattice: np.ndarray, notes: list[str]) -> None:
+def volume_note(block: gemmi.cif.Block, lattice: Float[np.ndarray, "3 3"], notes: list[str]) -> None:
+    """Adds a note where the volume that the file states is not that of its cell."""
     stated = _number(first_value(block, ("_cell_volume", "_cell.volume")))
     if stated:
         volume = float(lattice[0, 0] * lattice[1, 1] * lattice[2, 2])
@@ -110,7 +113,8 @@ def _number(text: str) -> float | None:
         return None
 
 
-def positions_of(columns: list[list[str]], labels: list[str]) -> np.ndarray:
+def positions_of(columns: list[list[str]], labels: list[str]) -> Float[np.ndarray, "sites 3"]:
+    """Fractional coordinates from columns of text. Raises FormatError that names the site."""
     try:
         x, y, z = columns
         positions = np.array(list(map(float, x + y + z))).reshape(3, -1).T
@@ -123,7 +127,10 @@ def positions_of(columns: list[list[str]], labels: list[str]) -> np.ndarray:
     )
 
 
-def numbers_of(texts: list[str], what: str, labels: list[str], most: float = np.inf) -> np.ndarray:
+def numbers_of(
+    texts: list[str], what: str, labels: list[str], most: float = np.inf
+) -> Float[np.ndarray, " sites"]:
+    """Numbers of a column, finite and up to `most` in size. Raises FormatError that names the site."""
     try:
         values = np.array([float(text) for text in texts])
     except ValueError:

@@ -110,16 +110,20 @@ class _Worker:
 
     def is_overdue(self, limit: float | int, passed: float) -> bool:
         """Whether its file has taken too long; to be called at every tick of the clock."""
-        if self.waited is None:
+        before = self.waited
+        if before is None:
             return False
-        if self.waited == 0.0:
+        if before == 0.0:
             self.cpu_before = self.cpu_time()
-        self.waited += passed
-        if self.waited <= limit:
+        waited = before + passed
+        if self.waited != before:  # the reader went on to the next file, or is done
+            return False
+        self.waited = waited
+        if waited <= limit:
             return False
         now = self.cpu_time()
         idle = now is not None and self.cpu_before is not None and now - self.cpu_before < limit / 2
-        return self.waited > (_PATIENCE * limit if idle else limit)
+        return waited > (_PATIENCE * limit if idle else limit)
 
     def stop(self) -> None:
         self.process.kill()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from facetry.crystal import LONGEST, Crystal, CrystalError, check_lattice
 from facetry.elements import SYMBOLS
@@ -44,21 +44,21 @@ class SiteList:
     listed: Bool[np.ndarray, "sites"]
     label: Callable[[int], str]
 
-    def keep(self, chosen: np.ndarray) -> None:
+    def keep(self, chosen: Bool[np.ndarray, " sites"]) -> None:
         """Only the chosen positions from now on."""
         for field in ("frac_coords", "atomic_numbers", "occupancy", "origin", "listed"):
             setattr(self, field, getattr(self, field)[chosen])
 
 
 def build_crystal(
-    lattice: np.ndarray,
-    frac_coords: np.ndarray,
-    atomic_numbers: np.ndarray,
+    lattice: Shaped[np.ndarray, "3 3"],
+    frac_coords: Shaped[np.ndarray, "sites 3"],
+    atomic_numbers: Shaped[np.ndarray, " sites"],
     name: str,
     *,
-    occupancy: np.ndarray | None = None,
-    origin: np.ndarray | None = None,
-    listed: np.ndarray | None = None,
+    occupancy: Float[np.ndarray, " sites"] | None = None,
+    origin: Int[np.ndarray, " sites"] | None = None,
+    listed: Bool[np.ndarray, " sites"] | None = None,
     label: Callable[[int], str] | None = None,
     notes: Sequence[str] = (),
     merge_within: float | int | None = None,

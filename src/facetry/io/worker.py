@@ -19,6 +19,7 @@ PATIENCE = 0.2  # s after which a file with many structures shows that it is get
 
 
 def main(memory_limit: int) -> None:
+    """Parse files until the input ends, in at most `memory_limit` bytes (0: no limit)."""
     # The protocol owns the real stdout; whatever a library prints must not get into it.
     answers = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)

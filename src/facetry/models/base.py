@@ -84,6 +84,7 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return next(self.parameters()).device
 
 

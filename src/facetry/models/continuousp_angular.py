@@ -120,6 +120,10 @@ class AngularContinuouSP(EnergyModel):
         self.hidden = nn.Linear(channels, 2 * channels)
         self.out = nn.Linear(2 * channels, 1)
 
+    @property
+    def continuous(self) -> bool:
+        return True
+
     def check_elements(self, atomic_numbers: Int[Tensor, " atoms"]) -> None:
         """Raises ValueError for elements that the network has no vector for."""
         wrong = sorted({int(z) for z in atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > ELEMENTS)]})

@@ -27,7 +27,7 @@ class AngularBasis:
         """Standard deviation of the Gaussians, in units of the cosine."""
         return self.width * 2 / (self.size - 1)
 
-    def centers(self, like: Tensor) -> Float[Tensor, " basis"]:
+    def centers(self, like: Float[Tensor, "..."]) -> Float[Tensor, " basis"]:
         """Where the Gaussians peak, in the precision and place of `like`."""
         return torch.linspace(-1, 1, self.size, dtype=torch.float64).to(like)
 

@@ -28,7 +28,7 @@ class Message(nn.Module):
         self.mix = nn.Linear(3 * channels, channels)
         self.out = nn.Linear(channels, channels)
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"], Float[Tensor, "c c"]]:
         """The three C × C blocks of the first Linear, one for each concatenated input."""
         first, second, third = self.mix.weight.chunk(3, dim=1)
         return first, second, third

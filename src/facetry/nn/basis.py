@@ -9,7 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-def distinct(x: Float[Tensor, "*shape"], dtype: torch.dtype) -> tuple[Tensor, Int[Tensor, "*shape"]]:
+def distinct(
+    x: Float[Tensor, "*shape"], dtype: torch.dtype
+) -> tuple[Float[Tensor, " values"], Int[Tensor, "*shape"]]:
     """The distinct values of `x` and where each entry finds its own.
 
     Crystals repeat the same few lengths and cosines; embedding each once halves the work of a step. Values
@@ -56,7 +58,9 @@ def shifted_softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return (nn.functional.softplus(exact) - math.log(2.0)).to(x.dtype)
 
 
-def at_precision(basis: GaussianBasis, x: Float[Tensor, " items"], dtype: torch.dtype) -> Tensor:
+def at_precision(
+    basis: GaussianBasis, x: Float[Tensor, " items"], dtype: torch.dtype
+) -> Float[Tensor, "items basis"]:
     """The basis in the network's precision, but made in float32 at least: γ (x - μ)² has few digits left in
     bfloat16."""
     return basis(x.to(torch.promote_types(dtype, torch.float32))).to(dtype)

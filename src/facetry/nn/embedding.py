@@ -14,7 +14,7 @@ from facetry.nn.element_table import ELEMENT_FEATURES, ELEMENT_ROWS, element_fea
 __all__ = ["ElementTable", "LearnedElements", "check_elements"]
 
 
-def check_elements(atomic_numbers: Tensor, rows: int = ELEMENT_ROWS) -> None:
+def check_elements(atomic_numbers: Int[Tensor, "..."], rows: int = ELEMENT_ROWS) -> None:
     """Raises ValueError for numbers without a row. Not while a graph of the module is captured, where the
     values are not there to be looked at."""
     if torch.compiler.is_compiling() or not len(atomic_numbers):

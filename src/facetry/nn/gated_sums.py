@@ -36,7 +36,7 @@ class Memory:
         self.like = like
         self.kept: dict[str, Tensor] = {}
 
-    def take(self, name: str, *shape: int) -> Tensor:
+    def take(self, name: str, *shape: int) -> Float[Tensor, "..."]:
         """A buffer with anything in it, until the name is asked for again."""
         size = 1
         for number in shape:

@@ -19,7 +19,7 @@ from facetry.crystal import Crystal
 from facetry.evaluation import changes
 from facetry.evaluation.certificate import Certificate, Extra, rows_of
 from facetry.evaluation.certificate_suite import suite
-from facetry.evaluation.continuity import follow, paths
+from facetry.evaluation.continuity import edge_counts, follow, paths
 from facetry.evaluation.symmetry import (
     Answer,
     Answers,
@@ -29,6 +29,7 @@ from facetry.evaluation.symmetry import (
     scale_and_spread,
 )
 from facetry.graph.batch import Batch
+from facetry.graph.builders import NoGraph
 from facetry.models import MODELS
 from facetry.models.base import EnergyModel, Model, PropertyModel
 from facetry.tasks.inference import Item, Limits, accepts_disorder, evaluating, needs_order, run
@@ -37,6 +38,7 @@ from facetry.tasks.sources import items_of
 AMPLIFY = 1.5  # random weights, larger than usual, so that what depends on weak paths shows
 MOST_PATH_ATOMS = 40  # of crystals that are deformed little by little
 _CHUNK = 64
+_WITHOUT_GRAPH = 8  # crystals at once where no count of edges bounds the memory
 _NAMES = {
     torch.float64: "float64",
     torch.float32: "float32",
@@ -228,7 +230,7 @@ class _Machine:
 
         def compute(batch: Batch) -> dict[str, Tensor]:
             found = model(batch)
-            edges = batch.require_graph().num_edges.double()[:, None]
+            edges = edge_counts(batch).double()[:, None]
             if model.job == "relax":
                 return {
                     "lattice": found.lattices[-1],
@@ -244,7 +246,8 @@ class _Machine:
                 place = torch.device("cpu")
             items = (Item("", c) for c in crystals)
             with evaluating(model, place) as there:
-                limits = Limits.for_device(there, self.batch_size)
+                size = self.batch_size or (_WITHOUT_GRAPH if isinstance(model.graph, NoGraph) else None)
+                limits = Limits.for_device(there, size)
                 with closing(run(model, items, compute, limits, there)) as outcomes:
                     return [_answer(o.status, o.message, o.values) for o in outcomes]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from facetry.crystal import Crystal
 from facetry.evaluation.certificate import Extra
-from facetry.evaluation.continuity import SMOOTH, follow, paths
+from facetry.evaluation.continuity import SMOOTH, edge_counts, follow, paths
 from facetry.evaluation.symmetry import Answer
 from facetry.geometry.lattice import volume
 from facetry.graph.batch import Batch
@@ -133,7 +133,7 @@ def _slope_jumps(model: EnergyModel, crystals: Sequence[Crystal], seed: int) -> 
             part = asked[first : first + 64]
             batch = Batch.from_crystals(part)
             at = model.landscape(batch.atomic_numbers, batch.num_atoms)(batch.lattice, batch.frac_coords)
-            edges = model.graph(part).require_graph().num_edges.tolist()
+            edges = edge_counts(model.graph(part)).tolist()
             positions = at.by_position.split(batch.num_atoms.tolist())
             for slopes, strain, count in zip(positions, at.by_strain, edges, strict=True):
                 vector = torch.cat([slopes.flatten(), strain.flatten()]).cpu().numpy()

@@ -228,10 +228,12 @@ class Explanation:
 
     @property
     def layers(self) -> int:
+        """How many layers looked."""
         return self.atoms[0].attention.shape[0]
 
     @property
     def heads(self) -> int:
+        """How many heads each layer has."""
         return self.atoms[0].attention.shape[1]
 
     @property
@@ -248,7 +250,7 @@ class Explanation:
         return atom.telling_head(layer) if self.head is None else self.head
 
     def __str__(self) -> str:
-        lines = [prediction_words(p) for p in self.predictions]
+        lines = [p.words() for p in self.predictions]
         for position, others in self.alike.items():
             atom = self.atoms[position]
             sites = [self.atoms[o].site for o in others]
@@ -360,17 +362,6 @@ def _write_table(path: Path, columns: Mapping[str, str], rows: Iterator[dict[str
                 table.write(group)
                 group = []
         table.write(group)
-
-
-def prediction_words(prediction: Prediction) -> str:
-    """Formula, value, unit, interval and doubts in one line."""
-    p = prediction
-    value = f"{p.value:.4g}" if isinstance(p.value, float) else str(p.value)
-    interval = f" ({p.lower:.4g} to {p.upper:.4g})" if p.lower is not None and p.upper is not None else ""
-    what = f"{p.target} " if p.target else ""
-    doubts = f"; {p.message}" if p.message else ""
-    formula = p.crystal.formula if p.crystal is not None else ""
-    return f"{p.name or formula} ({formula}): {what}{value} {p.unit}{interval}{doubts}"
 
 
 def _atom_dict(atom: AtomView) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from facetry.crystal import Crystal
 from facetry.graph.attempts import attempts
 from facetry.graph.batch import Batch
+from facetry.models.disorder import accepts_disorder, disorder, needs_order
 
 Status = Literal["ok", "skipped", "failed"]
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class Item:
 
     @property
     def name(self) -> str:
+        """What the crystal is called, else the label."""
         return (self.crystal.name if self.crystal is not None else "") or self.label
 
 
@@ -363,26 +365,6 @@ def _too_close(crystal: Crystal) -> str:
         second = int(distance.argmin())
         best = min(best, (float(distance[second]), first, first + 1 + second))
     return f"sites {best[1]} and {best[2]} are {best[0]:.2f} Å apart; remove one of them or merge them"
-
-
-def accepts_disorder(model: nn.Module) -> bool:
-    """Whether a model says that its sites may be mixed or partly vacant."""
-    return bool(getattr(model, "accepts_disorder", False))
-
-
-def disorder(crystal: Crystal) -> str:
-    """What is disordered in a crystal: "disordered (2 of 8 sites partly occupied)"."""
-    shares = [sum(site.values()) for site in crystal.occupancies or ()]
-    mixed = sum(len(site) > 1 for site in crystal.occupancies or ())
-    partial = sum(share < 1 - 1e-6 for share in shares)
-    parts = [f"{partial} of {len(crystal)} sites partly occupied"] if partial else []
-    parts += [f"{mixed} of {len(crystal)} sites shared by several elements"] if mixed else []
-    return f"disordered ({', '.join(parts)})"
-
-
-def needs_order(crystal: Crystal) -> str:
-    """Why a model for ordered crystals leaves this one out."""
-    return f"{disorder(crystal)}, and this model needs an ordered crystal; pick one ordering first"
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from facetry.crystal import Crystal
 from facetry.evaluation.match_pool import MatchTask, match_pairs
@@ -108,7 +109,7 @@ class Matches:
         most = max(map(len, self._own), default=0)
         return sorted({k for k in KS if k <= most} | {max(most, 1)})
 
-    def best(self, k: int, valid: bool = False, everyone: bool = False) -> np.ndarray:
+    def best(self, k: int, valid: bool = False, everyone: bool = False) -> Float[np.ndarray, " references"]:
         """The smallest rms of every reference among its first k candidates, NaN where none matches.
 
         `everyone`: among the first k candidates of all references.

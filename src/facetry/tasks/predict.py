@@ -70,6 +70,16 @@ class Prediction:
         """Of the predicted class; None for a regression target."""
         return max(self.probabilities.values(), default=None)
 
+    def words(self) -> str:
+        """Name, formula, value, unit, interval and doubts in one line."""
+        value = f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
+        known = self.lower is not None and self.upper is not None
+        interval = f" ({self.lower:.4g} to {self.upper:.4g})" if known else ""
+        what = f"{self.target} " if self.target else ""
+        doubts = f"; {self.message}" if self.message else ""
+        formula = self.crystal.formula if self.crystal is not None else ""
+        return f"{self.name or formula} ({formula}): {what}{value} {self.unit}{interval}{doubts}"
+
     def row(self) -> dict[str, Any]:
         """The columns of `predictions.csv`, and `target` and `probability` for tables that have them."""
         crystal = self.crystal

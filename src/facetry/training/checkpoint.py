@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from facetry import __version__
+from facetry._version import __version__
 from facetry.card import ModelCard
 from facetry.models import MODELS
 from facetry.models.base import Model
@@ -164,10 +164,12 @@ def _no_larger_than(tensors: dict[str, Tensor]) -> Iterator[None]:
     ask for all memory, or for layers without end."""
     left = sum(t.numel() for t in tensors.values())
     builder = threading.get_ident()
+    seen: dict[int, torch.nn.Parameter] = {}  # spectral norm registers a weight a second time
 
     def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
         nonlocal left
-        if threading.get_ident() == builder and parameter is not None:
+        if threading.get_ident() == builder and parameter is not None and id(parameter) not in seen:
+            seen[id(parameter)] = parameter
             left -= parameter.numel()
             if left < 0:
                 raise ValueError(f"they make a larger network than {WEIGHTS} has numbers for")

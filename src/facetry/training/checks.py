@@ -49,6 +49,7 @@ def check_arguments(model: Any, data: Any) -> None:
 
 
 def model_name(model: Model) -> str:
+    """The name under which the class of a model is listed. Raises TrainingError for one that is not."""
     for name, known in MODELS.items():
         if type(model) is known:
             return name
@@ -128,6 +129,7 @@ def _check_hash(data: Splits, recipe: Recipe) -> None:
 
 
 def check_outputs(model: PropertyModel, targets: Sequence[Target]) -> None:
+    """Raises TrainingError where the network has not one output for each column of the targets."""
     needed = sum(t.columns for t in targets)
     outputs = model.options.get("outputs", 1)
     if outputs != needed:
@@ -139,6 +141,7 @@ def check_outputs(model: PropertyModel, targets: Sequence[Target]) -> None:
 
 
 def open_folder(folder: Path, recipe: Recipe) -> None:
+    """Make the folder of a new run with its recipe. Raises TrainingError where it holds one already."""
     if not is_main_process():
         return
     if (folder / "recipe.toml").exists() or (folder / "model.json").exists():
@@ -170,6 +173,7 @@ def stored_recipe(folder: Path, changes: Mapping[str, Any]) -> Recipe:
 
 
 def check_same_model(model: Model, recipe: Recipe, folder: Path) -> None:
+    """Raises TrainingError where a model is not the one that the run in the folder trains."""
     stored = json.loads(json.dumps(recipe.model))
     given = json.loads(json.dumps({k: v for k, v in model_table(model).items() if v is not None}))
     for key in [*stored, *given]:

@@ -50,6 +50,7 @@ def epoch_line(fitting: PropertyFitting) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds in words: 80 s, 12 min, 2.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

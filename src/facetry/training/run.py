@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from facetry import __version__
+from facetry._version import __version__
 from facetry.card import ModelCard, Target
 from facetry.evaluation.intervals import REFERENCE_SIZE, conformal_quantile, domain_statistics
 from facetry.evaluation.metrics import TargetScores
@@ -234,6 +234,7 @@ class Training:
         self.options = recipe.training
 
     def run(self) -> Run:
+        """Train, choose, measure, write; a folder that holds a resume point goes on from there."""
         from facetry.training.loop import run_fitting
 
         self.writes = self.folder is not None and is_main_process()

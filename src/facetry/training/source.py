@@ -6,7 +6,6 @@ Every order and every draw follows from (seed, epoch, step), so that a run can s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +15,8 @@ from torch import Tensor
 from facetry.data.crystals import CrystalTable
 from facetry.graph.attempts import attempts
 from facetry.graph.batch import Batch
-from facetry.tasks.inference import accepts_disorder, needs_order
-
-if TYPE_CHECKING:
-    from facetry.models.base import Model
+from facetry.models.base import Model
+from facetry.models.disorder import accepts_disorder, needs_order
 
 _CHUNK = 512
 _CPU_ATOMS, _GPU_ATOMS, _GPU_CRYSTALS = 4_000, 20_000, 512  # at once in evaluation
@@ -56,6 +53,7 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimiser steps between two rows of the table of epochs."""
         return len(self.ends)
 
     @property
