@@ -258,8 +258,7 @@ def speed() -> str:
 def ablation() -> str:
     """One line a short training: what it had, how much of the validation crystals it found."""
     lines = ["| training | steps | minutes | match rate | RMSE |", "|---|---|---|---|---|"]
-    path = ROOT / "ablation" / "perov5.json"
-    for row in json.loads(path.read_text())["rows"]:
+    for row in json.loads((ROOT / "ablation" / "perov5.json").read_text())["rows"]:
         rmse = "none" if row["rmse"] is None else f"{row['rmse']:.3f}"
         rate = f"{100 * row['match_rate']:.0f} %"
         lines.append(f"| {row['what']} | {row['steps']} | {row['seconds'] / 60:.1f} | {rate} | {rmse} |")
