@@ -1,9 +1,9 @@
 """Which measures make an energy find more crystals? `python -m benchmarks.csp_ablation -o runs/ablation`
 
-Trainings on Perov-5 of about a minute each, each with one measure more than the one
+Trainings on Perov-5 of about a minute each, with one measure more than the one
 above it, sampled as they were trained: 20 crystals of the validation part, 10 candidates for each. Rows that
-are done are not run again; the last row comes first. Writes benchmarks/ablation/perov5.json, from which the table of
-docs/models/continuousp.md is made.
+are done are not run again; the last row comes first. Writes benchmarks/ablation/perov5.json, from which the
+table of docs/models/continuousp.md is made.
 """
 
 from __future__ import annotations
