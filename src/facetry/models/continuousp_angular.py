@@ -27,6 +27,7 @@ from facetry.geometry.ragged import group_index, offsets
 from facetry.graph.batch import Batch
 from facetry.graph.builders import NoGraph
 from facetry.graph.images import AtomPairs, ImageTable
+from facetry.graph.neighbors import reduced
 from facetry.models.base import EnergyModel, Evaluation, Landscape
 from facetry.models.continuousp import ELEMENTS, cutoffs
 from facetry.nn.pair_moments import DEGREES, ImageLists, Moments, pair_moments, slopes
@@ -133,14 +134,15 @@ class AngularContinuouSP(EnergyModel):
                 f" {wrong}; leave these crystals out"
             )
 
-    def _lists(self, batch: Batch) -> ImageLists:
-        """All images within the cutoff."""
+    def _described(self, batch: Batch) -> tuple[Batch, ImageLists]:
+        """The crystals in reduced cells, where few lattice points are looked at, and all images in reach."""
         self.check_elements(batch.atomic_numbers)
+        batch = reduced(batch)[0]
         table = ImageTable(batch.num_atoms, 0.0)
         lattice, frac = batch.lattice.detach(), batch.frac_coords.detach()
         with torch.no_grad():
             table.update(lattice, frac, cutoffs(lattice, batch.num_atoms))
-        return ImageLists.of(table.pairs, table.image, table.count)
+        return batch, ImageLists.of(table.pairs, table.image, table.count)
 
     def network(
         self,
@@ -166,7 +168,7 @@ class AngularContinuouSP(EnergyModel):
 
     def forward(self, batch: Batch) -> Float[Tensor, " crystals"]:
         """Energies; differentiable in weights, lattices and coordinates, twice."""
-        lists = self._lists(batch)
+        batch, lists = self._described(batch)
         reach = cutoffs(batch.lattice, batch.num_atoms)
         g = pair_moments(batch.lattice, batch.frac_coords, reach, lists, self.basis, self.dtype)
         e = self.network(g, batch.atomic_numbers, batch.num_atoms, lists.pairs).to(batch.lattice.dtype)
@@ -174,7 +176,7 @@ class AngularContinuouSP(EnergyModel):
 
     def evaluate(self, batch: Batch) -> Evaluation:
         """Energies and slopes, differentiable in the weights alone: for losses on slopes."""
-        lists = self._lists(batch)
+        batch, lists = self._described(batch)
         return self._evaluated(
             batch.lattice, batch.frac_coords, batch.atomic_numbers, batch.num_atoms, lists, True
         )
