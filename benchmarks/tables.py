@@ -32,6 +32,7 @@ ORDER = (
     "ecn",
     "empnn",
     "continuousp",
+    "screening",
     "command_line",
 )
 PUBLISHED = ROOT.parent / "src" / "facetry" / "published" / "ours.json"
