@@ -77,9 +77,9 @@ def main() -> None:
         )
         record = {"crystals": CRYSTALS, "samples": SAMPLES, "split": "val", "base": BASE, "rows": found[::-1]}
         record["hardware"] = trained["hardware"]
-        Path(__file__).with_name("ablation").joinpath("perov5.json").write_text(
-            json.dumps(record, indent=2) + "\n", encoding="utf-8"
-        )
+        folder = Path(__file__).with_name("ablation")
+        folder.mkdir(exist_ok=True)
+        (folder / "perov5.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _run(command: list[str]) -> None:
