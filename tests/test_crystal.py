@@ -93,7 +93,7 @@ def test_copies_and_equality():
         ({"lattice": np.eye(2)}, "3 x 3"),
         ({"lattice": np.full((3, 3), np.nan)}, "not finite"),
         ({"lattice": [[1, 0, 0], [2, 0, 0], [0, 0, 1]]}, "flat"),
-        ({"lattice": np.zeros((3, 3))}, "flat"),
+        ({"lattice": np.zeros((3, 3))}, "lattice vectors between 0.001"),
         ({"lattice": "abc"}, "lattice must be numbers"),
         ({"frac_coords": [[0, 0], [1, 1]]}, "n x 3"),
         ({"frac_coords": [[0, 0, 0], [0, 0, np.inf]]}, "site 1 has a coordinate that is not finite"),

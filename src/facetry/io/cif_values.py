@@ -29,7 +29,7 @@ def lattice_of(block: gemmi.cif.Block) -> tuple[Float[np.ndarray, "3 3"], list[f
     """Rows of the lattice in Å, and its angles in degrees. Raises FormatError for an incomplete cell."""
     try:
         values = [float(block.find_value(tag)) for tag in _CELL_TAGS]
-        if min(values) > 0 and max(values) <= LONGEST:
+        if all(0 < value <= LONGEST for value in values):  # false for what is no number
             return lattice_from_parameters(*values), values[3:]
     except (TypeError, ValueError):  # missing, or with an uncertainty in brackets
         pass

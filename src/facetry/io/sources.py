@@ -184,7 +184,9 @@ def _archive(path: str) -> Iterator[Task | Ready]:
                 except (RuntimeError, OSError, EOFError, zlib.error, zipfile.BadZipFile,
                         NotImplementedError) as error:  # fmt: skip
                     yield _error(source, f"this member cannot be unpacked: {error}", base)
-    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
+    except (
+        OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, ValueError
+    ) as error:  # fmt: skip
         yield _error(path, f"damaged archive: {error}")
         return
     if not found:
