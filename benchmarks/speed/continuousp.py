@@ -1,4 +1,4 @@
-"""Energy and slopes of ContinuouSP at every step of a chain, neighbours included.
+"""Energy and slopes of ContinuouSP, as published and with angles, at every step of a chain, neighbours included.
 
 Per crystal and step, atoms and cells moving as chains move them, for cells of the sizes of Perov-5 (5 atoms)
 and MP-20 (10 atoms); the error of energies; chain steps a second against the number of chains.
@@ -10,7 +10,12 @@ import copy
 
 from benchmarks.speed.common import THREADS, best, record
 
-SIZES = (("Perov-5", 5, {}, 0.30), ("MP-20", 10, {"channels": 64, "layers": 6, "head_layers": 4}, 0.60))
+SIZES = (
+    ("Perov-5", 5, "continuousp", {}, 0.30),
+    ("MP-20", 10, "continuousp", {"channels": 64, "layers": 6, "head_layers": 4}, 0.60),
+    ("Perov-5, with angles", 5, "continuousp_angular", {}, None),
+    ("MP-20, with angles", 10, "continuousp_angular", {"channels": 64, "angular": 24}, None),
+)
 ELEMENTS = (38, 22, 8, 8, 8, 56, 25, 7, 7, 16)
 BATCHES = (64, 1024)
 STEPS = 4
@@ -62,26 +67,28 @@ def main() -> None:
     import torch
 
     from facetry.kernels.allocator import keep_freed_memory
-    from facetry.models import ContinuouSP
+    from facetry.models import MODELS
 
     torch.set_num_threads(THREADS)
     keep_freed_memory()
     rows = []
-    for name, atoms, options, budget in SIZES:
+    for name, atoms, kind, options, budget in SIZES:
         torch.manual_seed(0)
-        model = ContinuouSP(**options).eval()
+        model = MODELS[kind](**options).eval()
         for count in BATCHES:
             for searches in (False, True):
                 if searches and count != BATCHES[0]:
                     continue
                 seconds = best(walk(model, atoms, count, searches), 5 if count < 1000 else 2) / STEPS
-                what = f"{name}, {count} chains" + (", neighbours searched at every step" if searches else "")
+                what = f"step of a chain, {name}, {count} chains" + (
+                    ", neighbours searched at every step" if searches else ""
+                )
                 value = seconds / count * 1e3
                 rows.append(
                     {"what": what, "value": value, "unit": "ms", "budget": None if searches else budget}
                 )
                 if not searches:
-                    rows.append({"what": f"{what}, steps of chains", "value": 1e3 / value, "unit": "1/s"})
+                    rows.append({"what": f"{what}, steps a second", "value": 1e3 / value, "unit": "1/s"})
         rows.append(
             {"what": f"{name}, error of E in single precision", "value": error(model, atoms), "unit": ""}
         )
