@@ -1,4 +1,4 @@
-"""Energy and slopes of ContinuouSP, as published and with angles, at every step of a chain, neighbours included.
+"""Energy and slopes of ContinuouSP, as published and with angles, at every step of a chain, with neighbours.
 
 Per crystal and step, atoms and cells moving as chains move them, for cells of the sizes of Perov-5 (5 atoms)
 and MP-20 (10 atoms); the error of energies; chain steps a second against the number of chains.
