@@ -181,6 +181,8 @@ def test_tables_of_the_readme_are_those_of_the_receipts() -> None:
     tables = pytest.importorskip("benchmarks.tables", reason="needs the folder benchmarks/ of a clone")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert tables.filled(text) == text, "run `python -m benchmarks.tables`"
+    text = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.filled_page(text) == text, "run `python -m benchmarks.tables`"
 
 
 def test_our_numbers_of_published_rows_are_those_of_the_receipts() -> None:
