@@ -63,6 +63,26 @@ def error(model, atoms: int, count: int = 32) -> float:
     return float((found - exact).abs().max())
 
 
+def denoising(model, atoms: int, count: int = 64):
+    """A training step on the slopes of wells around crystals with noise."""
+    import torch
+
+    from facetry.graph.batch import Batch
+    from facetry.samplers import random_start
+    from facetry.training.contrast import denoising_loss
+    from facetry.training.recipe import GenerateOptions
+
+    numbers, chain = torch.full((count,), atoms), torch.arange(count)
+    lattice, frac = random_start(0, chain, numbers)
+    batch = Batch(lattice, frac, torch.tensor(ELEMENTS)[:atoms].repeat(count), numbers)
+
+    def step():
+        model.zero_grad(set_to_none=True)
+        denoising_loss(model, model.graph, batch, GenerateOptions(), 0, chain, 0).mean().backward()
+
+    return step
+
+
 def main() -> None:
     import torch
 
@@ -89,6 +109,8 @@ def main() -> None:
                 )
                 if not searches:
                     rows.append({"what": f"{what}, steps a second", "value": 1e3 / value, "unit": "1/s"})
+        seconds = best(denoising(model, atoms), 3) / 64
+        rows.append({"what": f"denoising step, {name}, 64 crystals", "value": seconds * 1e3, "unit": "ms"})
         rows.append(
             {"what": f"{name}, error of E in single precision", "value": error(model, atoms), "unit": ""}
         )

@@ -48,6 +48,16 @@ def cutoffs(
     return NEIGHBOURS * (volume(lattice).abs() / num_atoms).pow(1 / 3)
 
 
+def check_elements(name: str, atomic_numbers: Int[Tensor, " atoms"]) -> None:
+    """Raises ValueError, in the name of a model, for elements that it has no vector for."""
+    wrong = sorted({int(z) for z in atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > ELEMENTS)]})
+    if wrong:
+        raise ValueError(
+            f"{name}: expected elements 1 (H) to {ELEMENTS} (Fm), came atomic numbers {wrong}; leave these"
+            " crystals out"
+        )
+
+
 class DistanceFilter(nn.Module):
     """φ: Gaussians exp(-(d - μ)² / 2 w²) with centres Δ apart. "broad": μ from 0 to 20 Å, w = 3Δ, as
     published; "sharp": μ from 0 to 12 Å, w = Δ; "narrow": μ from 0 to R, in units of R, w = Δ, so that no
@@ -148,12 +158,7 @@ class ContinuouSP(EnergyModel):
 
     def check_elements(self, atomic_numbers: Int[Tensor, " atoms"]) -> None:
         """Raises ValueError for elements that the network has no vector for."""
-        wrong = sorted({int(z) for z in atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > ELEMENTS)]})
-        if wrong:
-            raise ValueError(
-                f"continuousp: expected elements 1 (H) to {ELEMENTS} (Fm), came atomic numbers {wrong}; leave"
-                " these crystals out"
-            )
+        check_elements(self.name, atomic_numbers)
 
     def head(self, pooled: Float[Tensor, "crystals channels"]) -> Float[Tensor, " crystals"]:
         """Energies from the means over atoms."""

@@ -29,7 +29,7 @@ from facetry.graph.builders import NoGraph
 from facetry.graph.images import AtomPairs, ImageTable
 from facetry.graph.neighbors import reduced
 from facetry.models.base import EnergyModel, Evaluation, Landscape
-from facetry.models.continuousp import ELEMENTS, cutoffs
+from facetry.models.continuousp import ELEMENTS, check_elements, cutoffs
 from facetry.nn.pair_moments import DEGREES, ImageLists, Moments, pair_moments, slopes
 from facetry.nn.segment import segment_mean
 
@@ -127,12 +127,7 @@ class AngularContinuouSP(EnergyModel):
 
     def check_elements(self, atomic_numbers: Int[Tensor, " atoms"]) -> None:
         """Raises ValueError for elements that the network has no vector for."""
-        wrong = sorted({int(z) for z in atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > ELEMENTS)]})
-        if wrong:
-            raise ValueError(
-                f"continuousp_angular: expected elements 1 (H) to {ELEMENTS} (Fm), came atomic numbers"
-                f" {wrong}; leave these crystals out"
-            )
+        check_elements(self.name, atomic_numbers)
 
     def _described(self, batch: Batch) -> tuple[Batch, ImageLists]:
         """The crystals in reduced cells, where few lattice points are looked at, and all images in reach."""
