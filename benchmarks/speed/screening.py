@@ -2,6 +2,7 @@
 
 python -m benchmarks.speed.screening MODEL --out FOLDER [--count 100000]
 
+Twenty minutes of a core with the default model, which is why `python -m benchmarks.speed` leaves it out.
 wbm_sample is repeated: 60 % loose CIFs, 30 % CIFs in a tar.gz, 10 % in a Parquet table. FOLDER keeps the
 structures, the tables and the memory over time.
 """
