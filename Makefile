@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test coverage lint bench clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -25,12 +25,16 @@ demo: $(VENV)/user  ## train, evaluate, predict and report on the data that ship
 test: $(VENV)/developer  ## all tests; real data are used where FACETRY_DATA names their folder
 	$(BIN)/python -m pytest
 
+coverage: $(VENV)/developer  ## the same with line coverage, and the public functions that no test runs
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=json
+	$(BIN)/python tools/never_run.py coverage.json
+
 lint: $(VENV)/developer  ## style
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks tools
+	$(BIN)/ruff format --check src tests benchmarks tools tools
 
 bench: $(VENV)/developer  ## the speed tables of the README
 	$(BIN)/python -m benchmarks.speed
 
 clean:  ## remove the environment and what tests and builds left
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) build dist .coverage* coverage.json .pytest_cache .hypothesis .ruff_cache
