@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from facetry.geometry.ragged import group_index, offsets, ranges
 from facetry.graph.batch import Batch
-from facetry.graph.builders import LatticeKNearest
+from facetry.graph.complete import LatticeKNearest
 from facetry.models.base import PropertyModel, Symmetry
 from facetry.nn.attention import EdgewiseTransformer, NodewiseTransformer
 from facetry.nn.basis import GaussianBasis, ScalarEmbedding, distinct
