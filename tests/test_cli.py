@@ -296,7 +296,9 @@ def test_a_full_disk_keeps_the_finished_rows(model_folder, tmp_path):
     folder.mkdir()
     for i in range(12):
         perovskite(3.8 + 0.02 * i).write(folder / f"{i:02d}.vasp")
-    code = FULL.replace("sys.exit", "facetry.cli.model.groups = lambda items: ([i] for i in items)\nsys.exit")
+    code = FULL.replace(
+        "sys.exit", "facetry.cli.predict.groups = lambda items: ([i] for i in items)\nsys.exit"
+    )
     done = python("-c", code, "predict", model_folder, folder, "-o", "out.csv", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "no space left" in one_line(done.stderr)
@@ -316,7 +318,7 @@ def slowly(items):
     for item in items:
         yield [item]
         time.sleep(0.3)
-facetry.cli.model.groups = slowly
+facetry.cli.predict.groups = slowly
 sys.exit(facetry.cli.run(sys.argv[1:]))
 """
 

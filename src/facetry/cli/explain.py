@@ -15,12 +15,12 @@ from facetry.cli.common import (
     Device,
     Json,
     Mistake,
+    Model,
     Threads,
     choose_device,
     free_folder,
     set_threads,
 )
-from facetry.cli.model import Model
 
 
 def explain(
