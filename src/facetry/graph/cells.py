@@ -22,7 +22,7 @@ from facetry.elements import COVALENT_RADII, SYMBOLS
 from facetry.geometry.groups import cell_offsets
 from facetry.geometry.lattice import metric
 from facetry.geometry.primitive import primitive_cell
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, items_in
 from facetry.geometry.reduction import niggli_reduce, working_copy
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph
@@ -147,7 +147,7 @@ class Voronoi(CellGraph):
         """The bonds, with those of some crystals from all points within the cutoff of the atoms of so many
         cells along each axis; and the reach of these crystals, 0 for the others."""
         part = neighbors.bare(batch).select(again)
-        atoms = ranges(offsets(batch.num_atoms)[:-1][again], part.num_atoms)
+        atoms = items_in(again, batch.num_atoms)
         local = torch.full((len(batch.frac_coords),), -1, dtype=torch.int64, device=batch.device)
         local[atoms] = torch.arange(len(atoms), device=batch.device)
         mine = local[pairs.center] >= 0

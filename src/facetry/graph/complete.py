@@ -14,7 +14,7 @@ from torch import Tensor
 from facetry.geometry.frames import continuous_frames, published_frame, tied_frames
 from facetry.geometry.frameset import FrameSet
 from facetry.geometry.primitive import primitive_cell
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, items_in
 from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph
@@ -151,7 +151,7 @@ class LatticeKNearest(Builder):
                 )
             wanted[split] = k
             part = neighbors.bare(batch).select(split)
-            atoms = ranges(offsets(batch.num_atoms)[:-1][split], part.num_atoms)
+            atoms = items_in(split, batch.num_atoms)
             more, more_radius = nearest_pairs(part, k, [names[i] for i in split.tolist()], gap)
             stale = torch.zeros(len(batch.frac_coords), dtype=torch.bool, device=batch.device)
             stale[atoms] = True
@@ -212,9 +212,8 @@ def _self_edges(
     """
     crystal, integer, share = frame_vector_weights(frames)
     length = torch.einsum("va,vab->vb", integer.to(batch.lattice.dtype), batch.lattice[crystal]).norm(dim=1)
-    count = batch.num_atoms[crystal]
-    vector = group_index(count)
-    atom = ranges(offsets(batch.num_atoms)[:-1][crystal], count)
+    vector = group_index(batch.num_atoms[crystal])
+    atom = items_in(crystal, batch.num_atoms)
     outside = length[vector] > reach[atom]
     atom, vector = atom[outside], vector[outside]
     image, weight = integer[vector], share[vector].to(batch.lattice.dtype)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from facetry.geometry.groups import automorphisms, cell_actions, point_groups
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, items_in, offsets, ranges, ranks
 from facetry.geometry.reduction import working_copy
 from facetry.graph.batch import Batch
 
@@ -78,7 +78,7 @@ def _descriptions(batch: Batch) -> tuple[Int[Tensor, "crystals 3 3"], Int[Tensor
     origins = torch.bincount(batch.crystal_index[origin], minlength=len(batch))
     several = group * origins
     crystal = group_index(several)
-    rank = ranges(torch.zeros_like(several), several)
+    rank = ranks(several)
     which = torch.div(rank, origins[crystal], rounding_mode="floor")
     element = torch.nonzero(found)[:, 1][offsets(group)[:-1][crystal] + which]
     root = origin[offsets(origins)[:-1][crystal] + rank - which * origins[crystal]]
@@ -135,7 +135,7 @@ def _signatures(
     wrap, atom = _wraps(batch.frac_coords, atom_start, atom_count, transform, root)
     shift = offsets(atom_count)[:-1] - atom_start
     edge_count = graph.num_edges[crystal]
-    edge = ranges(offsets(graph.num_edges)[:-1][crystal], edge_count)
+    edge = items_in(crystal, graph.num_edges)
     owner = group_index(edge_count)
     center, neighbor = graph.center[edge] + shift[owner], graph.neighbor[edge] + shift[owner]
     # T M⁻¹ modulo 2 moves δ as the inverse does

@@ -19,7 +19,7 @@ import vesin
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from facetry.geometry.ragged import grids, group_index, offsets, ranges
+from facetry.geometry.ragged import grids, group_index, items_in, offsets, ranges, ranks
 from facetry.geometry.reduction import minkowski_reduce
 from facetry.graph.batch import Batch, PeriodicGraph
 
@@ -94,7 +94,7 @@ def pairs_within(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
     parts = []
     for search, chosen in ((_pairs_torch, ~large), (_pairs_vesin, large)):
         crystals = torch.nonzero(chosen)[:, 0]
-        atoms = ranges(offsets(batch.num_atoms)[:-1][crystals], batch.num_atoms[crystals])
+        atoms = items_in(crystals, batch.num_atoms)
         found = search(bare(batch).select(crystals), cutoff[crystals])
         parts.append((atoms[found.center], atoms[found.neighbor], found.image, found.distance))
     return sorted_pairs(*(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -147,7 +147,7 @@ def _pairs_torch(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
     # ordered pairs, sorted by crystal and centre; differences brought near the origin
     n = batch.num_atoms
     owner = group_index(n * n)
-    rank = ranges(torch.zeros_like(n), n * n)
+    rank = ranks(n * n)
     start = offsets(n)[:-1][owner]
     i, j = start + torch.div(rank, n[owner], rounding_mode="floor"), start + rank % n[owner]
     frac = batch.frac_coords[j] - batch.frac_coords[i]
@@ -285,7 +285,7 @@ def _search_again(
 ) -> tuple[Pairs, Float[Tensor, " atoms"]]:
     """Replaces the pairs of some crystals by those of a wider search."""
     part = bare(batch).select(again)
-    atoms = ranges(offsets(batch.num_atoms)[:-1][again], batch.num_atoms[again])
+    atoms = items_in(again, batch.num_atoms)
     wider = pairs_within(part, cutoff[again])
     new_radius, _ = shell_radii(wider, len(atoms), k, gap)
     radius = radius.clone()

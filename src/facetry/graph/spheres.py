@@ -12,7 +12,7 @@ from torch import Tensor
 from facetry.elements import MAX_ATOMIC_NUMBER, SYMBOLS
 from facetry.geometry.frames import tied_frames
 from facetry.geometry.lattice import plane_spacings
-from facetry.geometry.ragged import grids, group_index, offsets, ranges
+from facetry.geometry.ragged import grids, group_index, items_in, offsets, ranks
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph
 from facetry.graph.builders import Builder, primitive_cells
@@ -115,7 +115,7 @@ def _joined(batch: Batch, names: Sequence[str]) -> tuple[Batch, Int[Tensor, " at
         return batch, root
     part, _, _ = reduced(neighbors.bare(batch).select(vacant))
     pairs = neighbors.pairs_within(part, part.lattice.new_full((len(part),), _NEAR))
-    atoms = ranges(offsets(batch.num_atoms)[:-1][vacant], part.num_atoms)
+    atoms = items_in(vacant, batch.num_atoms)
     close = (pairs.distance < COINCIDE) & (pairs.center != pairs.neighbor)
     first, second = atoms[pairs.center[close]], atoms[pairs.neighbor[close]]
     if not len(first):
@@ -179,7 +179,7 @@ class Box(Builder):
             )
         crystal = group_index(counts)
         _, point = grids(-half, half)
-        rank = ranges(torch.zeros_like(counts), counts)
+        rank = ranks(counts)
         pair = torch.div(rank, cells[crystal], rounding_mode="floor")
         image = point[offsets(cells)[:-1][crystal] + rank - pair * cells[crystal]]
         own = torch.div(pair, n[crystal], rounding_mode="floor")
@@ -220,7 +220,7 @@ def _widened(batch: Batch, pairs: Pairs, cutoff: float) -> Pairs:
     if not len(apart):
         return pairs
     part = neighbors.bare(batch).select(apart)
-    atoms = ranges(offsets(batch.num_atoms)[:-1][apart], part.num_atoms)
+    atoms = items_in(apart, batch.num_atoms)
     second = part.lattice.norm(dim=2).sort(dim=1).values[:, 1]
     more = neighbors.pairs_within(part, (second + SHELL_GAP).clamp(min=cutoff))
     keep = ~torch.isin(pairs.center, atoms)

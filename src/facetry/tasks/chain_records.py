@@ -9,15 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from facetry.geometry.ragged import offsets, ranges
+from facetry.geometry.ragged import items_in
 from facetry.samplers import State
 
 Step = Callable[[int, int], None]
-
-
-def atom_rows(chosen: Int[Tensor, " kept"], num_atoms: Int[Tensor, " chains"]) -> Int[Tensor, " atoms"]:
-    """The atoms of chosen chains."""
-    return ranges(offsets(num_atoms)[:-1][chosen], num_atoms[chosen])
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class Frames:
 
     def keep(self, chosen: Int[Tensor, " kept"], num_atoms: Int[Tensor, " chains"]) -> None:
         """Of every frame the chosen chains only."""
-        atoms = atom_rows(chosen, num_atoms)
+        atoms = items_in(chosen, num_atoms)
         self.states = [(cell[chosen], frac[atoms], energy[chosen]) for cell, frac, energy in self.states]
 
     def tensors(self) -> dict[str, Tensor]:

@@ -23,11 +23,11 @@ from torch import Tensor
 from facetry.chemistry import Formula
 from facetry.crystal import Crystal, CrystalError
 from facetry.elements import SYMBOLS
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, items_in, ranges, ranks
 from facetry.models.base import EnergyModel, Landscape
 from facetry.samplers import Annealing, Chains, evaluated, random_start
 from facetry.samplers.descent import descended
-from facetry.tasks.chain_records import Frames, Lowest, Step, StepCounter, atom_rows
+from facetry.tasks.chain_records import Frames, Lowest, Step, StepCounter
 from facetry.tasks.energies import Energies
 from facetry.tasks.generate import Candidate
 from facetry.tasks.inference import evaluating
@@ -333,7 +333,7 @@ class EnergyChains:
             if self.starts > 1 and chains.step == self.prune_after:
                 kept = self._lowest_rows(group, rows, chains.state.at.energy)
                 frames.keep(kept, land.num_atoms)
-                tensors, atoms = chains.tensors(), atom_rows(kept, land.num_atoms)
+                tensors, atoms = chains.tensors(), items_in(kept, land.num_atoms)
                 rows = rows[kept]
                 tensors = {
                     name: tensor
@@ -372,7 +372,7 @@ class EnergyChains:
         flat = torch.tensor([z for atoms in group.atoms for z in atoms], device=rows.device)
         owner = group.owner[rows]
         num_atoms, chain = sizes[owner], group.chain[rows]
-        numbers = flat[ranges(offsets(sizes)[:-1][owner], num_atoms)]
+        numbers = flat[items_in(owner, sizes)]
         land = self.model.landscape(numbers, num_atoms)
         if tensors is None:
             lattice, frac = random_start(seed, chain, num_atoms, self.plan.density)
@@ -389,7 +389,7 @@ class EnergyChains:
         owner = group.owner[rows]
         order = torch.argsort(energy, stable=True)
         order = order[torch.argsort(owner[order], stable=True)]
-        place = ranges(torch.zeros_like(owner.bincount()), owner.bincount())
+        place = ranks(owner.bincount())
         wanted = torch.tensor(group.wanted, device=rows.device)
         return order[place < wanted[owner[order]]].sort().values
 
