@@ -119,8 +119,7 @@ class Radius(Builder):
         if self.primitive:
             batch = _in_primitive(batch)
         small, transform, wrap = reduced(batch)
-        reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
-        pairs = neighbors.pairs_within(small, reach)
+        pairs = neighbors.pairs_within(small, self.cutoff)
         neighbors.check_distinct(small, pairs, names)
         keep = torch.ones(len(pairs.center), dtype=torch.bool, device=batch.device)
         return replace(batch, graph=neighbors.in_given_cell(batch, pairs, keep, transform, wrap))

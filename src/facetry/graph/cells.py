@@ -21,14 +21,14 @@ from torch import Tensor
 from facetry.elements import COVALENT_RADII, SYMBOLS
 from facetry.geometry.groups import cell_offsets
 from facetry.geometry.lattice import metric
-from facetry.geometry.primitive import primitive_cell
-from facetry.geometry.ragged import group_index, items_in
+from facetry.geometry.ragged import items_in
 from facetry.geometry.reduction import niggli_reduce, working_copy
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph
-from facetry.graph.builders import Builder
+from facetry.graph.builders import Builder, primitive_cells
+from facetry.graph.connected import connected_parts
 from facetry.graph.description import WRAP, cell_index, chosen_description
-from facetry.graph.neighbors import GraphError
+from facetry.graph.neighbors import GraphError, crystal_name
 
 log = logging.getLogger(__name__)
 LARGEST_CELL = 50  # atoms of a primitive cell; larger ones are outside of what was published
@@ -44,15 +44,13 @@ class CellGraph(Builder):
         """Primitive cell in the description that the crystal chooses, with edges; -T follows from both
         ends."""
         num_input_atoms = batch.num_atoms
-        cells = primitive_cell(batch.lattice, batch.frac_coords, batch.atomic_numbers, batch.num_atoms)
-        lattice, transform = niggli_reduce(cells.lattice)
-        owner = group_index(cells.num_atoms)
+        batch, atom_map = primitive_cells(replace(batch, composition=None))
+        lattice, transform = niggli_reduce(batch.lattice)
         back = torch.linalg.inv(transform.to(lattice.dtype)).round()
-        frac = torch.einsum("na,nab->nb", cells.frac_coords, back[owner])
+        frac = torch.einsum("na,nab->nb", batch.frac_coords, back[batch.crystal_index])
         frac = frac - torch.floor(frac.detach() + WRAP)
-        batch = Batch(lattice, frac, cells.atomic_numbers, cells.num_atoms)
-        batch = self.connect(batch, names)
-        return replace(chosen_description(batch), atom_map=cells.atom_map, num_input_atoms=num_input_atoms)
+        batch = self.connect(replace(batch, lattice=lattice, frac_coords=frac), names)
+        return replace(chosen_description(batch), atom_map=atom_map, num_input_atoms=num_input_atoms)
 
     def connect(self, batch: Batch, names: Sequence[str]) -> Batch:
         """The batch with its edges; raises GraphError for a crystal without a valid graph."""
@@ -72,9 +70,7 @@ class CellRadius(CellGraph):
     def connect(self, batch: Batch, names: Sequence[str]) -> Batch:
         """Every pair within the cutoff; an atom without any keeps none. Rounding must not decide about
         neighbours at a round distance: those up to half a gap of shells beyond belong to it."""
-        cutoff = self.cutoff + neighbors.SHELL_GAP / 2
-        reach = torch.full((len(batch),), cutoff, dtype=batch.lattice.dtype, device=batch.device)
-        pairs = neighbors.pairs_within(batch, reach)
+        pairs = neighbors.pairs_within(batch, self.cutoff + neighbors.SHELL_GAP / 2)
         neighbors.check_distinct(batch, pairs, names)
         counts = neighbors.edge_counts(batch, pairs.center)
         return replace(batch, graph=PeriodicGraph(pairs.center, pairs.neighbor, pairs.image, counts))
@@ -106,8 +102,7 @@ class Voronoi(CellGraph):
         """One tessellation a crystal, the rest for all at once."""
         _check_radii(batch, names)
         _tell_of_large_cells(batch, names)
-        reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
-        pairs = neighbors.pairs_within(batch, reach)
+        pairs = neighbors.pairs_within(batch, self.cutoff)
         neighbors.check_distinct(batch, pairs, names)
         # points near the atoms suffice where no corner of a cell is farther than half of their distance
         near = _NEAR * (torch.linalg.det(batch.lattice.detach()).abs() / batch.num_atoms) ** (1 / 3)
@@ -126,7 +121,9 @@ class Voronoi(CellGraph):
                 " a crystal without large gaps; leave out slabs and molecules in boxes, or use a radius graph"
             )
             open_cells = torch.nonzero(reach.isinf())[:, 0].tolist()
-            raise GraphError.of({crystal: f"{_name(names, crystal)}: {reason}" for crystal in open_cells})
+            raise GraphError.of(
+                {crystal: f"{crystal_name(names, crystal)}: {reason}" for crystal in open_cells}
+            )
         center, neighbor, image = found
         order = torch.argsort(center, stable=True)
         center, neighbor, image = center[order], neighbor[order], image[order]
@@ -161,10 +158,6 @@ class Voronoi(CellGraph):
         return tuple(torch.cat([old[rest], more]) for old, more in zip(found, new, strict=True)), reach
 
 
-def _name(names: Sequence[str], crystal: int) -> str:
-    return names[crystal] or f"crystal {crystal}"
-
-
 def _check_radii(batch: Batch, names: Sequence[str]) -> None:
     wrong = torch.nonzero(batch.atomic_numbers >= len(COVALENT_RADII))[:, 0].flip(0)  # the first stays
     if len(wrong):
@@ -172,7 +165,7 @@ def _check_radii(batch: Batch, names: Sequence[str]) -> None:
         last = SYMBOLS[len(COVALENT_RADII) - 1]
         known = f"expected elements up to {last} for Voronoi bonds; use a radius graph"
         raise GraphError.of(
-            {c: f"{_name(names, c)}: {SYMBOLS[z]} has no covalent radius; {known}" for c, z in pairs}
+            {c: f"{crystal_name(names, c)}: {SYMBOLS[z]} has no covalent radius; {known}" for c, z in pairs}
         )
 
 
@@ -182,7 +175,7 @@ def _tell_of_large_cells(batch: Batch, names: Sequence[str]) -> None:
         log.warning(
             "%s: %d atoms in the primitive cell, %d in the supercell; published networks saw at most %d."
             " Training needs about %.0f MB for it (100 channels, 6 layers), evaluation a sixth",
-            _name(names, crystal), count, 8 * count, LARGEST_CELL, count * 8 * _ATOM_BYTES / 1e6,
+            crystal_name(names, crystal), count, 8 * count, LARGEST_CELL, count * 8 * _ATOM_BYTES / 1e6,
         )  # fmt: skip
 
 
@@ -308,24 +301,19 @@ def _areas(
 
 def _check_bonds(batch: Batch, names: Sequence[str]) -> None:
     """Raises GraphError for an atom without bond, or a supercell that falls into parts."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     graph = batch.require_graph()
     lonely = torch.nonzero(torch.bincount(graph.center, minlength=len(batch.frac_coords)) == 0)[:, 0].flip(0)
     owners, numbers = batch.crystal_index[lonely].tolist(), batch.atomic_numbers[lonely].tolist()
     reasons = {
-        crystal: f"{_name(names, crystal)}: an atom of {SYMBOLS[z]} has no bond; expected one at least; use a"
-        " larger slack or a radius graph, or leave this crystal out"
+        crystal: f"{crystal_name(names, crystal)}: an atom of {SYMBOLS[z]} has no bond; expected one at least"
+        "; use a larger slack or a radius graph, or leave this crystal out"
         for crystal, z in zip(owners, numbers, strict=True)
     }
     cells = np.arange(8)
     delta = cell_index(graph.image).cpu().numpy()
     center, neighbor = (t.cpu().numpy()[:, None] * 8 for t in (graph.center, graph.neighbor))
     rows, columns = (center + cells).ravel(), (neighbor + (cells ^ delta[:, None])).ravel()
-    nodes = 8 * len(batch.frac_coords)
-    links = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(nodes, nodes))
-    parts, label = connected_components(links, directed=False)
+    parts, label = connected_parts(rows, columns, 8 * len(batch.frac_coords))
     if parts > len(batch):
         owner = np.empty(parts, dtype=np.int64)
         owner[label] = np.repeat(batch.crystal_index.cpu().numpy(), 8)
@@ -335,6 +323,6 @@ def _check_bonds(batch: Batch, names: Sequence[str]) -> None:
                 f"its bonds leave the 2 x 2 x 2 supercell in {pieces[crystal]} parts; expected a network"
             )
             message += " in three dimensions; use a larger slack or a radius graph, or leave this crystal out"
-            reasons.setdefault(crystal, f"{_name(names, crystal)}: {message}")
+            reasons.setdefault(crystal, f"{crystal_name(names, crystal)}: {message}")
     if reasons:
         raise GraphError.of(reasons)

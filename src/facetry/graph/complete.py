@@ -13,14 +13,13 @@ from torch import Tensor
 
 from facetry.geometry.frames import continuous_frames, published_frame, tied_frames
 from facetry.geometry.frameset import FrameSet
-from facetry.geometry.primitive import primitive_cell
 from facetry.geometry.ragged import group_index, items_in
 from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph
-from facetry.graph.builders import Builder
+from facetry.graph.builders import Builder, primitive_cells
 from facetry.graph.connected import disconnected
-from facetry.graph.neighbors import SHELL_GAP, GraphError, Pairs, nearest_pairs, reduced
+from facetry.graph.neighbors import SHELL_GAP, GraphError, Pairs, crystal_name, nearest_pairs, reduced
 
 log = logging.getLogger(__name__)
 SAME_GRAPH = 1e-4  # Å, or a cosine: frames whose graphs differ by less, root mean square, are one class
@@ -68,7 +67,7 @@ class LatticeKNearest(Builder):
             if len(disordered):
                 first = int(disordered[0])
                 raise GraphError(
-                    f"{names[first] or f'crystal {first}'}: expected an ordered crystal, came shared or"
+                    f"{crystal_name(names, first)}: expected an ordered crystal, came shared or"
                     " partly vacant sites; pick one ordering, or use a model that takes mixtures"
                     " (crystalformer, crystalframer)"
                 )
@@ -78,9 +77,7 @@ class LatticeKNearest(Builder):
         atom_map = torch.arange(len(batch.frac_coords), device=batch.device)
         frames = published_frame(batch.lattice) if published else None
         if self.primitive and not published:
-            cells = primitive_cell(batch.lattice, batch.frac_coords, batch.atomic_numbers, batch.num_atoms)
-            batch = Batch(cells.lattice, cells.frac_coords, cells.atomic_numbers, cells.num_atoms)
-            atom_map = cells.atom_map
+            batch, atom_map = primitive_cells(batch)
         batch, transform, _ = reduced(batch)
         if frames is None:
             choose = continuous_frames if self.frames == "continuous" else tied_frames
@@ -144,33 +141,23 @@ class LatticeKNearest(Builder):
         while len(split):
             k = int(k * 1.5) + 1
             if k > _LARGEST_K:
-                name = names[int(split[0])] or f"crystal {int(split[0])}"
                 raise GraphError(
-                    f"{name}: its graph falls into unconnected parts even with {_LARGEST_K} neighbours an"
-                    " atom; expected one crystal; split it into its layers or molecules, or reduce the vacuum"
+                    f"{crystal_name(names, int(split[0]))}: its graph falls into unconnected parts even with"
+                    f" {_LARGEST_K} neighbours an atom; expected one crystal; split it into its layers or"
+                    " molecules, or reduce the vacuum"
                 )
             wanted[split] = k
             part = neighbors.bare(batch).select(split)
-            atoms = items_in(split, batch.num_atoms)
             more, more_radius = nearest_pairs(part, k, [names[i] for i in split.tolist()], gap)
-            stale = torch.zeros(len(batch.frac_coords), dtype=torch.bool, device=batch.device)
-            stale[atoms] = True
-            rest = ~stale[pairs.center]
-            pairs = Pairs(
-                torch.cat([pairs.center[rest], atoms[more.center]]),
-                torch.cat([pairs.neighbor[rest], atoms[more.neighbor]]),
-                torch.cat([pairs.image[rest], more.image]),
-                torch.cat([pairs.distance[rest], more.distance]),
-            )
-            radius = radius.clone()
-            radius[atoms] = more_radius
+            pairs = neighbors.replaced_pairs(batch, pairs, split, more)
+            radius = radius.index_copy(0, items_in(split, batch.num_atoms), more_radius)
             keep = _either_end(pairs, radius, gap)
             split = disconnected(batch, pairs.center[keep], pairs.neighbor[keep])
         for crystal in torch.nonzero(wanted > self.k)[:, 0].tolist():
-            name = names[crystal] or f"crystal {crystal}"
             log.info(
-                "%s: %d neighbours instead of %d, to connect its graph", name, int(wanted[crystal]), self.k
-            )
+                "%s: %d neighbours instead of %d, to connect its graph",
+                crystal_name(names, crystal), int(wanted[crystal]), self.k,
+            )  # fmt: skip
         return pairs, radius, keep
 
     def _classes(self, batch: Batch) -> FrameSet:

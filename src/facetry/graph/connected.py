@@ -10,7 +10,18 @@ from torch import Tensor
 from facetry.geometry.ragged import offsets
 from facetry.graph.batch import Batch
 
-_STEPS = 3  # after which nearly every graph is known to be connected
+_STEPS = 3  # from the first atom, before a matrix is made
+
+
+def connected_parts(
+    center: Int[np.ndarray, " edges"], neighbor: Int[np.ndarray, " edges"], nodes: int
+) -> tuple[int, Int[np.ndarray, " nodes"]]:
+    """How many connected parts a graph has, and the part of every node."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = coo_array((np.ones(len(center), dtype=np.int8), (center, neighbor)), shape=(nodes, nodes))
+    return connected_components(links, directed=False)
 
 
 def disconnected(
@@ -25,12 +36,7 @@ def disconnected(
         seen[neighbor[seen[center]]] = True
         if bool(seen.all()):
             return center[:0]
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    i, j = center.cpu().numpy(), neighbor.cpu().numpy()
-    links = coo_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(n, n))
-    parts, label = connected_components(links, directed=False)
+    parts, label = connected_parts(center.cpu().numpy(), neighbor.cpu().numpy(), n)
     if parts == len(batch):
         return torch.zeros(0, dtype=torch.int64, device=batch.device)
     label = torch.from_numpy(label).long().to(batch.device)

@@ -16,7 +16,7 @@ from facetry.geometry.ragged import grids, group_index, items_in, offsets, ranks
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph
 from facetry.graph.builders import Builder, primitive_cells
-from facetry.graph.neighbors import COINCIDE, SHELL_GAP, GraphError, Pairs, reduced
+from facetry.graph.neighbors import COINCIDE, SHELL_GAP, GraphError, Pairs, crystal_name, reduced
 
 _MOST_IMAGES = 1 << 22  # edges of one crystal in a box of cells
 _NEAR = 0.5  # Å; sites that may be one are looked for this far, which costs no more than 1e-3
@@ -63,8 +63,7 @@ class Sphere(Builder):
             atom_map = copy_of[atom_map]
         listed = batch
         batch, transform, wrap = reduced(batch)
-        reach = torch.full((len(batch),), self.cutoff, dtype=batch.lattice.dtype, device=batch.device)
-        pairs = neighbors.pairs_within(batch, reach)
+        pairs = neighbors.pairs_within(batch, self.cutoff)
         if self.spanning:
             pairs = _widened(batch, pairs, self.cutoff)
         neighbors.check_distinct(batch, pairs, names)
@@ -96,7 +95,7 @@ def _check_elements(batch: Batch, names: Sequence[str], heaviest: int) -> None:
     first = int(crystal[0])
     found = sorted({SYMBOLS[z] for z in element[beyond[crystal == first]].tolist()})
     raise GraphError(
-        f"{names[first] or f'crystal {first}'}: expected elements up to {SYMBOLS[heaviest]}"
+        f"{crystal_name(names, first)}: expected elements up to {SYMBOLS[heaviest]}"
         f" ({heaviest}), came {', '.join(found)}; leave this crystal out or use another model"
     )
 
@@ -114,7 +113,7 @@ def _joined(batch: Batch, names: Sequence[str]) -> tuple[Batch, Int[Tensor, " at
     if not len(vacant):
         return batch, root
     part, _, _ = reduced(neighbors.bare(batch).select(vacant))
-    pairs = neighbors.pairs_within(part, part.lattice.new_full((len(part),), _NEAR))
+    pairs = neighbors.pairs_within(part, _NEAR)
     atoms = items_in(vacant, batch.num_atoms)
     close = (pairs.distance < COINCIDE) & (pairs.center != pairs.neighbor)
     first, second = atoms[pairs.center[close]], atoms[pairs.neighbor[close]]
@@ -129,7 +128,7 @@ def _joined(batch: Batch, names: Sequence[str]) -> tuple[Batch, Int[Tensor, " at
         site, crystal = int(kept[crowded[0]]), int(batch.crystal_index[kept[crowded[0]]])
         number = site - int(offsets(batch.num_atoms)[crystal]) + 1
         raise GraphError(
-            f"{names[crystal] or f'crystal {crystal}'}: {float(total[crowded[0]]):.3g} atoms on the spot of"
+            f"{crystal_name(names, crystal)}: {float(total[crowded[0]]):.3g} atoms on the spot of"
             f" site {number}; expected one at most; remove one of them or give occupancies that add up to 1"
         )
     weight = occupancy[:, None]
@@ -174,7 +173,7 @@ class Box(Builder):
         most = int(counts.argmax())
         if int(counts[most]) > _MOST_IMAGES:
             raise GraphError(
-                f"{names[most] or f'crystal {most}'}: expected {_MOST_IMAGES} images in its box of cells at"
+                f"{crystal_name(names, most)}: expected {_MOST_IMAGES} images in its box of cells at"
                 f" most, came {int(counts[most])}; use construction='sphere', or a reduced or smaller cell"
             )
         crystal = group_index(counts)
@@ -220,13 +219,6 @@ def _widened(batch: Batch, pairs: Pairs, cutoff: float) -> Pairs:
     if not len(apart):
         return pairs
     part = neighbors.bare(batch).select(apart)
-    atoms = items_in(apart, batch.num_atoms)
     second = part.lattice.norm(dim=2).sort(dim=1).values[:, 1]
     more = neighbors.pairs_within(part, (second + SHELL_GAP).clamp(min=cutoff))
-    keep = ~torch.isin(pairs.center, atoms)
-    return neighbors.sorted_pairs(
-        torch.cat([pairs.center[keep], atoms[more.center]]),
-        torch.cat([pairs.neighbor[keep], atoms[more.neighbor]]),
-        torch.cat([pairs.image[keep], more.image]),
-        torch.cat([pairs.distance[keep], more.distance]),
-    )
+    return neighbors.replaced_pairs(batch, pairs, apart, more)
