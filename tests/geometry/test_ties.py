@@ -250,18 +250,18 @@ def test_classes_of_real_crystals(data_folder, rng: np.random.Generator):
 
 def test_most_edges_keeps_the_classes_of_smallest_signature_whatever_the_cell() -> None:
     """A bound on classes times edges chooses by the crystal, not by its description."""
-    from facetry.graph import builders
+    from facetry.graph import complete
     from tests import crystals as zoo
 
     crystal = zoo.low_motif(zoo.fcc(6.8), "fcc lattice, motif without symmetry")
-    model_input = builders.LatticeKNearest(k=12)
+    model_input = complete.LatticeKNearest(k=12)
     whole = model_input([crystal])
     assert len(whole.frames.crystal) == 144
     bound = 7 * len(whole.graph)
     chosen = []
     for other in (crystal, zoo.rebased(zoo.rotated(crystal, zoo.rotation(2)), zoo.unimodular(9))):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(builders, "MOST_EDGES", bound)
+            patch.setattr(complete, "MOST_EDGES", bound)
             batch = model_input([other])
         assert len(batch.frames.crystal) == 7
         assert float(batch.frames.weight.sum()) == pytest.approx(1.0, abs=1e-12)

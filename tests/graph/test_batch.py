@@ -11,7 +11,7 @@ import torch
 from facetry.data.crystals import CrystalTable
 from facetry.geometry.ragged import group_index, offsets, ranges
 from facetry.graph import Batch, KNearest, LatticeKNearest, Radius
-from facetry.graph.builders import disconnected
+from facetry.graph.connected import disconnected
 from facetry.graph.neighbors import bare
 from tests import crystals as zoo
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import silu
 
 from facetry.geometry.groups import own_colours
-from facetry.graph.cells import cell_index
+from facetry.graph.description import cell_index
 from facetry.models.ecn import GROUPS
 
 

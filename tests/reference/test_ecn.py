@@ -10,7 +10,8 @@ import torch
 
 from facetry import Crystal
 from facetry.geometry.groups import automorphisms, bravais_colours, own_colours, point_groups
-from facetry.graph.cells import CellRadius, Voronoi, cell_index
+from facetry.graph.cells import CellRadius, Voronoi
+from facetry.graph.description import cell_index
 from facetry.models import ECN, EquivariantECN
 from facetry.models.ecn import GROUPS, _builder, _checked, group_and_period, hubbard
 from facetry.nn.lattice_messages import Colours, LatticeMessages

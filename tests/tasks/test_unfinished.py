@@ -84,7 +84,7 @@ def killed(model_folder, places, out, rows):
         "    for number, result in enumerate(results):\n"
         "        yield [result]\n"
         f"        time.sleep(0.05 if number > {rows} else 0)\n"
-        "facetry.cli.model.groups = slowly\n"
+        "facetry.cli.predict.groups = slowly\n"
         "sys.exit(facetry.cli.run(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "predict", str(model_folder), *places, "-o", str(out), "--resume"]

@@ -12,7 +12,20 @@ from collections.abc import Sequence
 import typer
 
 from facetry._version import __version__
-from facetry.cli import audit, certify, check, data, explain, generate, match, model, relax, reproduce
+from facetry.cli import (
+    audit,
+    certify,
+    check,
+    data,
+    evaluate,
+    explain,
+    generate,
+    match,
+    predict,
+    relax,
+    reproduce,
+    train,
+)
 from facetry.cli.common import INTERRUPTED, OK, report_error
 
 app = typer.Typer(
@@ -28,11 +41,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo", short_help="Train, evaluate, predict, report on shipped data.")(check.demo)
-app.command("train", short_help="Train a model from a recipe or options.")(model.train)
-app.command("evaluate", short_help="Scores of a model on labelled crystals.")(model.evaluate)
-app.command("predict", short_help="Values with intervals for structures.")(model.predict)
+app.command("train", short_help="Train a model from a recipe or options.")(train.train)
+app.command("evaluate", short_help="Scores of a model on labelled crystals.")(evaluate.evaluate)
+app.command("predict", short_help="Values with intervals for structures.")(predict.predict)
 app.command("relax", short_help="Cells and atoms to rest, by a relaxing model.")(relax.relax)
-app.command("embed", short_help="One vector per structure or atom.")(model.embed)
+app.command("embed", short_help="One vector per structure or atom.")(predict.embed)
 app.command("explain", short_help="What a model looked at: attention, frames.")(explain.explain)
 app.command("generate", short_help="Structures for a formula, lowest energy first.")(generate.generate)
 app.command("match", short_help="Which references candidates match, and how well.")(match.match)

@@ -1,4 +1,4 @@
-"""What all commands share: errors in one line, progress on a terminal, options of the machine."""
+"""What all commands share: errors in one line, progress on a terminal, arguments and options."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ OK, OUR_FAULT, MISTAKE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 _SAID_BY_US = (ValueError, TypeError, LookupError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder, or name of one.")]
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH", help="Files, folders, globs, archives (.zip, .tar.gz), tables (.csv, .parquet)."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read files.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", metavar="DEVICE")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Crystals worked on at once.")]

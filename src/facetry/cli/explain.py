@@ -15,12 +15,12 @@ from facetry.cli.common import (
     Device,
     Json,
     Mistake,
+    Model,
     Threads,
     choose_device,
     free_folder,
     set_threads,
 )
-from facetry.cli.model import Model
 
 
 def explain(
@@ -51,8 +51,9 @@ def explain(
         raise Mistake(f"--atom {atom}: expected a number or 'all'")
     if out is not None and out.exists() and not out.is_dir():
         raise Mistake(f"{out}: expected a folder, it is a file")
-    from facetry.tasks.explain import ENDINGS, NoExplanation
+    from facetry.tasks.explain import NoExplanation
     from facetry.tasks.explain import explain as look
+    from facetry.tasks.explanation import ENDINGS
     from facetry.tasks.predict import as_model
     from facetry.tasks.sources import check_places
 

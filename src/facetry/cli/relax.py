@@ -16,14 +16,17 @@ from facetry.cli.common import (
     Device,
     Json,
     Mistake,
+    Model,
+    Paths,
     Progress,
     Stopped,
     Threads,
+    Workers,
     choose_device,
     groups,
     set_threads,
 )
-from facetry.cli.model import Model, Paths, Printer, Workers, tally
+from facetry.cli.rows import Printer, tally
 
 if TYPE_CHECKING:
     from facetry.tasks.relax import Relaxed

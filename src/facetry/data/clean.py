@@ -30,8 +30,9 @@ from facetry.geometry.space_group import SYMPREC, find_symmetry
 from facetry.graph.attempts import attempts
 from facetry.graph.batch import Batch
 from facetry.graph.bonds import Bonds, dimensionality
-from facetry.graph.builders import Builder, disconnected
+from facetry.graph.builders import Builder
 from facetry.graph.cells import Voronoi
+from facetry.graph.connected import disconnected
 from facetry.graph.neighbors import GraphError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from facetry.elements import SYMBOLS
 from facetry.geometry.polyhedra import hull
 
 if TYPE_CHECKING:
-    from facetry.tasks.explain import AtomView, Explanation
+    from facetry.tasks.explanation import AtomView, Explanation
 
 LEAST = 1e-3  # weight; an image that has less in every layer and head is left out
 _UNIT = 1e-5  # weights are whole numbers of it

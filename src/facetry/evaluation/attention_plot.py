@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    from facetry.tasks.explain import AtomView, Explanation
+    from facetry.tasks.explanation import AtomView, Explanation
 
 AXIS_COLORS = ("#d55e00", "#009e73", "#0072b2")  # e1, e2, e3; told apart by every kind of colour vision
 MOST_ATOMS = 4  # drawn in one picture

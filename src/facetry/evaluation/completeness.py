@@ -34,7 +34,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 
 from facetry.crystal import Crystal
 from facetry.graph.batch import Batch
-from facetry.graph.builders import LatticeKNearest
+from facetry.graph.complete import LatticeKNearest
 from facetry.graph.neighbors import GraphError
 
 __all__ = [

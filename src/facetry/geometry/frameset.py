@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, items_in
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FrameSet:
     def select(self, crystals: Int[Tensor, " selected"]) -> FrameSet:
         """Frames of some crystals, renumbered in the order given; a crystal may be asked for twice."""
         counts = self.num_frames[crystals]
-        rows = ranges(offsets(self.num_frames)[:-1][crystals], counts)
+        rows = items_in(crystals, self.num_frames)
         return FrameSet(group_index(counts), self.integer[rows], self.weight[rows], counts)
 
     @staticmethod

@@ -24,6 +24,16 @@ def ranges(starts: Int[Tensor, " groups"], counts: Int[Tensor, " groups"]) -> In
     return torch.arange(len(shift), device=shift.device) + shift
 
 
+def ranks(counts: Int[Tensor, " groups"]) -> Int[Tensor, " items"]:
+    """For every item its place within its group, from 0."""
+    return ranges(torch.zeros_like(counts), counts)
+
+
+def items_in(groups: Int[Tensor, " chosen"], counts: Int[Tensor, " groups"]) -> Int[Tensor, " items"]:
+    """The items of chosen groups in the given order; a group may be asked for twice."""
+    return ranges(offsets(counts)[:-1][groups], counts[groups])
+
+
 def grids(
     low: Int[Tensor, "groups axes"], high: Int[Tensor, "groups axes"]
 ) -> tuple[Int[Tensor, " items"], Int[Tensor, "items axes"]]:
@@ -31,7 +41,7 @@ def grids(
     span = high - low + 1
     below = torch.cat([span, torch.ones_like(span[:, :1])], 1).flip(1).cumprod(1).flip(1)
     group = group_index(below[:, 0])
-    rank = ranges(torch.zeros_like(below[:, 0]), below[:, 0])
+    rank = ranks(below[:, 0])
     step = below[group]
     place = torch.div(rank[:, None] % step[:, :-1], step[:, 1:], rounding_mode="floor")
     return group, place + low[group]

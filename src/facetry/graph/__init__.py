@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from facetry.crystal import Crystal
 from facetry.graph.batch import Batch, PeriodicGraph
-from facetry.graph.builders import Box, Builder, DensityRadius, KNearest, LatticeKNearest, Radius, Sphere
+from facetry.graph.builders import Builder, DensityRadius, KNearest, Radius
+from facetry.graph.complete import LatticeKNearest
 from facetry.graph.neighbors import SHELL_GAP, GraphError
+from facetry.graph.spheres import Box, Sphere
 
 
 def radius(crystals: Crystal | Sequence[Crystal], cutoff: float | int) -> PeriodicGraph:

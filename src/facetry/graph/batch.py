@@ -21,7 +21,7 @@ from torch import Tensor
 
 from facetry.crystal import Crystal
 from facetry.geometry.frameset import FrameSet
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, items_in, offsets, ranges
 from facetry.graph.composition import Composition
 
 
@@ -201,7 +201,7 @@ class Batch:
         graph = atom_map = num_input_atoms = None
         if self.graph is not None:
             num_edges = self.graph.num_edges[chosen]
-            edges = ranges(offsets(self.graph.num_edges)[:-1][chosen], num_edges)
+            edges = items_in(chosen, self.graph.num_edges)
             edge_shift = torch.repeat_interleave(shift, num_edges)
             weight = self.graph.weight
             graph = PeriodicGraph(
@@ -213,7 +213,7 @@ class Batch:
             )
         if self.atom_map is not None and self.num_input_atoms is not None:
             num_input_atoms = self.num_input_atoms[chosen]
-            rows = ranges(offsets(self.num_input_atoms)[:-1][chosen], num_input_atoms)
+            rows = items_in(chosen, self.num_input_atoms)
             atom_map = self.atom_map[rows].long() + torch.repeat_interleave(shift, num_input_atoms)
         frames = None if self.frames is None else self.frames.select(chosen)
         return Batch(

@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Int
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from facetry.elements import COVALENT_RADII, SYMBOLS
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch
 from facetry.graph.builders import Builder
-from facetry.graph.neighbors import GraphError, reduced
+from facetry.graph.connected import connected_parts
+from facetry.graph.neighbors import GraphError, crystal_name, reduced
 
 __all__ = ["Bonds", "dimensionality"]
 
@@ -36,7 +35,7 @@ class Bonds(Builder):
             crystal = int(batch.crystal_index[atom])
             symbol, last = SYMBOLS[int(batch.atomic_numbers[atom])], SYMBOLS[len(COVALENT_RADII) - 1]
             raise GraphError(
-                f"{names[crystal] or f'crystal {crystal}'}: no covalent radius of {symbol} is known; expected"
+                f"{crystal_name(names, crystal)}: no covalent radius of {symbol} is known; expected"
                 f" elements up to {last}"
             )
         small, transform, wrap = reduced(batch)
@@ -58,8 +57,7 @@ def dimensionality(batch: Batch) -> Int[Tensor, " crystals"]:
     """
     graph, atoms = batch.require_graph(), len(batch.frac_coords)
     center, neighbor, image = (t.cpu().numpy() for t in (graph.center, graph.neighbor, graph.image))
-    links = coo_array((np.ones(len(center), dtype=np.int8), (center, neighbor)), shape=(atoms, atoms))
-    parts, part = connected_components(links, directed=False)
+    parts, part = connected_parts(center, neighbor, atoms)
     # unfold every part from its first atom: the cell in which each atom is met
     cell = np.zeros((atoms, 3), dtype=np.int64)
     met = np.zeros(atoms, dtype=bool)

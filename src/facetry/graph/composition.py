@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from facetry.elements import MAX_ATOMIC_NUMBER
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, items_in
 
 FULL = 1e-6  # a site that lacks less than this is full; shares are rounded numbers
 SAME_SHARE = 1e-4  # shares that differ by less describe one species
@@ -62,9 +62,8 @@ class Composition:
 
     def select(self, atoms: Int[Tensor, " chosen"]) -> Composition:
         """Of the chosen sites, in the given order."""
-        count = self.count[atoms].long()
-        rows = ranges(offsets(self.count)[:-1][atoms], count)
-        return Composition(count, self.element[rows].long(), self.share[rows])
+        rows = items_in(atoms, self.count)
+        return Composition(self.count[atoms].long(), self.element[rows].long(), self.share[rows])
 
     def joined(self, into: Int[Tensor, " atoms"]) -> Composition:
         """Of fewer sites: `into` says which of the old ones come together. A sum that rounding has brought

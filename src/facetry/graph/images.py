@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from facetry.geometry.lattice import inverse, plane_spacings
-from facetry.geometry.ragged import grids, group_index, offsets, ranges
+from facetry.geometry.ragged import grids, group_index, offsets, ranges, ranks
 
 _MOST_CANDIDATES = 1 << 22  # pairs times lattice points looked at at once
 _WASTE = 0.8  # a block ends where a pair has less than this share of its first pair's images
@@ -37,7 +37,7 @@ class AtomPairs:
         """All pairs of crystals with so many atoms."""
         atom = offsets(num_atoms)[:-1]
         crystal_of_atom = group_index(num_atoms)
-        rank = ranges(torch.zeros_like(num_atoms), num_atoms)
+        rank = ranks(num_atoms)
         partners = num_atoms[crystal_of_atom] - rank
         first = group_index(partners)
         second = ranges(atom[crystal_of_atom] + rank, partners)
@@ -240,7 +240,7 @@ class ImageTable:
             )
             pair, image = images_in_reach(lattice[crystals], frac_coords, part, reach[crystals])
             count = torch.bincount(pair, minlength=len(part.first))
-        place = ranges(torch.zeros_like(count), count)
+        place = ranks(count)
         most = int(count.max()) if len(count) else 0
         if most > len(self.image):
             more = self.image.new_zeros((most - len(self.image), *self.image.shape[1:]))

@@ -19,7 +19,7 @@ import vesin
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from facetry.geometry.ragged import grids, group_index, offsets, ranges
+from facetry.geometry.ragged import grids, group_index, items_in, offsets, ranges, ranks
 from facetry.geometry.reduction import minkowski_reduce
 from facetry.graph.batch import Batch, PeriodicGraph
 
@@ -51,6 +51,11 @@ class GraphError(ValueError):
         return GraphError(str(self), {first + number: reason for number, reason in self.reasons.items()})
 
 
+def crystal_name(names: Sequence[str], crystal: int) -> str:
+    """For messages: its name, or its number where it has none."""
+    return names[crystal] or f"crystal {crystal}"
+
+
 @dataclass(frozen=True)
 class Pairs:
     """All pairs within reach of a batch, sorted by centre, in the cell that was searched."""
@@ -75,12 +80,14 @@ def reduced(batch: Batch) -> tuple[Batch, Int[Tensor, "crystals 3 3"], Int[Tenso
     return replace(batch, lattice=lattice, frac_coords=frac), transform, wrap.long()
 
 
-def pairs_within(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
-    """Every ordered pair (atom, image of an atom) closer than the crystal's own cutoff, in Å.
+def pairs_within(batch: Batch, cutoff: Float[Tensor, " crystals"] | float | int) -> Pairs:
+    """Every ordered pair (atom, image of an atom) closer than the cutoff in Å, one for all or each crystal's.
 
     Expects reduced cells with wrapped atoms (`reduced`). The atom itself (distance 0, image 0) is not
     its own neighbour; its images are.
     """
+    if not isinstance(cutoff, Tensor):
+        cutoff = batch.lattice.new_full((len(batch),), cutoff)
     if batch.device.type != "cpu":
         return _pairs_torch(batch, cutoff)
     # atoms in the cell times atoms in reach of the cell: what enumeration would look at
@@ -94,7 +101,7 @@ def pairs_within(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
     parts = []
     for search, chosen in ((_pairs_torch, ~large), (_pairs_vesin, large)):
         crystals = torch.nonzero(chosen)[:, 0]
-        atoms = ranges(offsets(batch.num_atoms)[:-1][crystals], batch.num_atoms[crystals])
+        atoms = items_in(crystals, batch.num_atoms)
         found = search(bare(batch).select(crystals), cutoff[crystals])
         parts.append((atoms[found.center], atoms[found.neighbor], found.image, found.distance))
     return sorted_pairs(*(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -147,7 +154,7 @@ def _pairs_torch(batch: Batch, cutoff: Float[Tensor, " crystals"]) -> Pairs:
     # ordered pairs, sorted by crystal and centre; differences brought near the origin
     n = batch.num_atoms
     owner = group_index(n * n)
-    rank = ranges(torch.zeros_like(n), n * n)
+    rank = ranks(n * n)
     start = offsets(n)[:-1][owner]
     i, j = start + torch.div(rank, n[owner], rounding_mode="floor"), start + rank % n[owner]
     frac = batch.frac_coords[j] - batch.frac_coords[i]
@@ -204,10 +211,10 @@ def check_distinct(batch: Batch, pairs: Pairs, names: Sequence[str]) -> None:
         i, j = int(pairs.center[e]), int(pairs.neighbor[e])
         c = int(batch.crystal_index[i])
         first = int(offsets(batch.num_atoms)[c])
-        name = names[c] or f"crystal {c}"
         raise GraphError(
-            f"{name}: sites {i - first + 1} and {j - first + 1} are {float(pairs.distance[e]):.4f} Å apart;"
-            " expected distinct atoms; remove one of them or join them when reading (merge_within=0.05)"
+            f"{crystal_name(names, c)}: sites {i - first + 1} and {j - first + 1} are"
+            f" {float(pairs.distance[e]):.4f} Å apart; expected distinct atoms; remove one of them or join"
+            " them when reading (merge_within=0.05)"
         )
 
 
@@ -269,7 +276,7 @@ def nearest_pairs(
         pairs, radius = _search_again(batch, pairs, radius, again, cutoff, k, gap)
     worst = int(torch.nonzero(redo)[0, 0])
     raise GraphError(
-        f"{names[worst] or f'crystal {worst}'}: no {k} neighbours within {float(cutoff[worst]):.0f} Å;"
+        f"{crystal_name(names, worst)}: no {k} neighbours within {float(cutoff[worst]):.0f} Å;"
         " expected a crystal that repeats in three dimensions; check its lattice"
     )
 
@@ -284,23 +291,23 @@ def _search_again(
     gap: float,
 ) -> tuple[Pairs, Float[Tensor, " atoms"]]:
     """Replaces the pairs of some crystals by those of a wider search."""
-    part = bare(batch).select(again)
-    atoms = ranges(offsets(batch.num_atoms)[:-1][again], batch.num_atoms[again])
-    wider = pairs_within(part, cutoff[again])
+    wider = pairs_within(bare(batch).select(again), cutoff[again])
+    atoms = items_in(again, batch.num_atoms)
     new_radius, _ = shell_radii(wider, len(atoms), k, gap)
-    radius = radius.clone()
-    radius[atoms] = new_radius
-    stale = torch.zeros(len(batch.frac_coords), dtype=torch.bool, device=batch.device)
-    stale[atoms] = True
-    keep = ~stale[pairs.center]
-    return (
-        sorted_pairs(
-            torch.cat([pairs.center[keep], atoms[wider.center]]),
-            torch.cat([pairs.neighbor[keep], atoms[wider.neighbor]]),
-            torch.cat([pairs.image[keep], wider.image]),
-            torch.cat([pairs.distance[keep], wider.distance]),
-        ),
-        radius,
+    return replaced_pairs(batch, pairs, again, wider), radius.index_copy(0, atoms, new_radius)
+
+
+def replaced_pairs(batch: Batch, pairs: Pairs, again: Int[Tensor, " crystals_again"], found: Pairs) -> Pairs:
+    """The pairs of a batch with those of some crystals as `found` for `batch.select(again)`."""
+    atoms = items_in(again, batch.num_atoms)
+    keep = torch.ones(len(batch.frac_coords), dtype=torch.bool, device=batch.device)
+    keep[atoms] = False
+    keep = keep[pairs.center]
+    return sorted_pairs(
+        torch.cat([pairs.center[keep], atoms[found.center]]),
+        torch.cat([pairs.neighbor[keep], atoms[found.neighbor]]),
+        torch.cat([pairs.image[keep], found.image]),
+        torch.cat([pairs.distance[keep], found.distance]),
     )
 
 

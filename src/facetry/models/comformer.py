@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, items_in, offsets, ranges
 from facetry.graph.batch import Batch
-from facetry.graph.builders import LatticeKNearest
+from facetry.graph.complete import LatticeKNearest
 from facetry.models.base import PropertyModel, Symmetry
 from facetry.nn.attention import EdgewiseTransformer, NodewiseTransformer
 from facetry.nn.basis import GaussianBasis, ScalarEmbedding, distinct
@@ -254,7 +254,7 @@ class IComFormer(_ComFormer):
         num_atoms, num_edges = batch.num_atoms[crystal], graph.num_edges[crystal]
         atom_start = offsets(batch.num_atoms)[:-1][crystal]
         atom = ranges(atom_start, num_atoms)
-        edge = ranges(offsets(graph.num_edges)[:-1][crystal], num_edges)
+        edge = items_in(crystal, graph.num_edges)
         view_of_edge = group_index(num_edges)
         shift = (offsets(num_atoms)[:-1] - atom_start)[view_of_edge]
         center, neighbor = graph.center[edge] + shift, graph.neighbor[edge] + shift

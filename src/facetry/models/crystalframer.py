@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from facetry.crystal import Crystal
 from facetry.graph.batch import Batch
-from facetry.graph.builders import Box, Builder, Sphere
+from facetry.graph.builders import Builder
+from facetry.graph.spheres import Box, Sphere
 from facetry.models.base import PropertyModel, Symmetry
 from facetry.nn.angular import AngularBasis
 from facetry.nn.dynamic_frames import FRAMES, Axes, Frames, Part

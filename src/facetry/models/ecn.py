@@ -10,7 +10,7 @@ cells, S_n the atoms in all cells at once. "p1" has weights for each of the eigh
 and "bravais" those of "p1", averaged for each crystal over the orbits of its own lattice.
 
 Departures from the published code: the Niggli cell of the primitive cell, in a description that the crystal
-chooses itself (`facetry.graph.cells`), so that no description that was given matters; equal edges are
+chooses itself (`facetry.graph.description`), so that no description that was given matters; equal edges are
 evaluated once. "bravais", the choice of a group for each crystal, goes beyond the paper.
 """
 
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from facetry.geometry.groups import own_colours
 from facetry.graph.batch import Batch
-from facetry.graph.cells import CellRadius, Voronoi, cell_index
+from facetry.graph.cells import CellRadius, Voronoi
+from facetry.graph.description import cell_index
 from facetry.models.base import PropertyModel, Symmetry
 from facetry.nn.basis import GaussianBasis, at_precision, distinct
 from facetry.nn.lattice_messages import ColourMessages, Colours, EdgeSet, LatticeMessages

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from facetry.geometry.ragged import offsets, ranges
+from facetry.geometry.ragged import items_in
 from facetry.graph.batch import Batch
 from facetry.nn.segment import segment_mean, segment_sum
 
@@ -40,9 +40,8 @@ class Axes:
     def spread(self, members: Int[Tensor, " owners"]) -> Axes:
         """Frames of new owners 0, 1, ...: each has those of one owner here."""
         count = torch.bincount(self.owner, minlength=int(self.owner.max()) + 1)
-        share = count[members]
-        rows = ranges(offsets(count)[:-1][members], share)
-        return Axes(torch.repeat_interleave(share), self.vectors[rows], self.weight[rows])
+        rows = items_in(members, count)
+        return Axes(torch.repeat_interleave(count[members]), self.vectors[rows], self.weight[rows])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,10 +23,11 @@ from torch import Tensor
 from facetry.chemistry import Formula
 from facetry.crystal import Crystal, CrystalError
 from facetry.elements import SYMBOLS
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, items_in, ranges, ranks
 from facetry.models.base import EnergyModel, Landscape
-from facetry.samplers import Annealing, Chains, State, evaluated, random_start
+from facetry.samplers import Annealing, Chains, evaluated, random_start
 from facetry.samplers.descent import descended
+from facetry.tasks.chain_records import Frames, Lowest, Step, StepCounter
 from facetry.tasks.energies import Energies
 from facetry.tasks.generate import Candidate
 from facetry.tasks.inference import evaluating
@@ -40,8 +41,6 @@ _CHAINS = {"cpu": 512}  # at once; on accelerators
 _CHAINS_GPU = 8192
 _ATOMS_PER_CHAIN = 20  # groups of larger cells have fewer chains
 _TIMED = 60  # atoms of the cells whose steps are timed for an estimate
-
-Step = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ class EnergyChains:
         with evaluating(self.model, self.device) as place, torch.no_grad():
             groups = self._groups(jobs, place)
             steps = self.plan.steps + self.quench
-            counter = _Counter(steps * sum(job.count for job in jobs), progress)
+            counter = StepCounter(steps * sum(job.count for job in jobs), progress)
             missing = Counter(job for group in groups for job in group.jobs)
             done: dict[int, list[Sampled]] = {}
             following = 0
@@ -314,7 +313,7 @@ class EnergyChains:
         seed: int,
         place: torch.device,
         store: SamplingStore | None,
-        counter: _Counter,
+        counter: StepCounter,
     ) -> dict[str, Tensor]:
         point = store.point(number) if store is not None else None
         if point is not None:
@@ -323,8 +322,8 @@ class EnergyChains:
         else:
             rows = torch.arange(len(group.chain), device=place)
         land, chains = self._chains(group, rows, seed, point)
-        lowest = _Lowest.of(chains.state) if point is None else _Lowest.restored(point)
-        frames = _Frames(self.trajectory, point)
+        lowest = Lowest.of(chains.state) if point is None else Lowest.restored(point)
+        frames = Frames(self.trajectory, point)
         plan = self.plan
         while chains.step < plan.steps:
             chains.advance(plan.temperature(chains.step))
@@ -334,7 +333,7 @@ class EnergyChains:
             if self.starts > 1 and chains.step == self.prune_after:
                 kept = self._lowest_rows(group, rows, chains.state.at.energy)
                 frames.keep(kept, land.num_atoms)
-                tensors, atoms = chains.tensors(), _atom_rows(kept, land.num_atoms)
+                tensors, atoms = chains.tensors(), items_in(kept, land.num_atoms)
                 rows = rows[kept]
                 tensors = {
                     name: tensor
@@ -343,7 +342,7 @@ class EnergyChains:
                     for name, tensor in tensors.items()
                 }
                 land, chains = self._chains(group, rows, seed, tensors)
-                lowest = _Lowest.of(chains.state)
+                lowest = Lowest.of(chains.state)
             counter.reach(number, chains.step * sum(group.wanted), partly=True)
             if chains.step % POINT == 0 or chains.step == plan.steps:
                 tensors = chains.tensors() | {"rows": rows} | lowest.tensors() | frames.tensors()
@@ -373,7 +372,7 @@ class EnergyChains:
         flat = torch.tensor([z for atoms in group.atoms for z in atoms], device=rows.device)
         owner = group.owner[rows]
         num_atoms, chain = sizes[owner], group.chain[rows]
-        numbers = flat[ranges(offsets(sizes)[:-1][owner], num_atoms)]
+        numbers = flat[items_in(owner, sizes)]
         land = self.model.landscape(numbers, num_atoms)
         if tensors is None:
             lattice, frac = random_start(seed, chain, num_atoms, self.plan.density)
@@ -390,7 +389,7 @@ class EnergyChains:
         owner = group.owner[rows]
         order = torch.argsort(energy, stable=True)
         order = order[torch.argsort(owner[order], stable=True)]
-        place = ranges(torch.zeros_like(owner.bincount()), owner.bincount())
+        place = ranks(owner.bincount())
         wanted = torch.tensor(group.wanted, device=rows.device)
         return order[place < wanted[owner[order]]].sort().values
 
@@ -402,7 +401,7 @@ class EnergyChains:
         sizes = [len(group.atoms[owner[row]]) for row in rows]
         coords = ended["frac_coords"].numpy()
         found: list[list[Sampled]] = [[] for _ in group.jobs]
-        steps, frames = _Frames.read(ended)
+        steps, frames = Frames.read(ended)
         start = 0
         for i, (row, size) in enumerate(zip(rows, sizes, strict=True)):
             atoms = slice(start, start + size)
@@ -438,88 +437,8 @@ def _crystal(lattice: np.ndarray, frac: np.ndarray, numbers: np.ndarray) -> Crys
         return None
 
 
-def _atom_rows(chosen: Tensor, num_atoms: Tensor) -> Tensor:
-    return ranges(offsets(num_atoms)[:-1][chosen], num_atoms[chosen])
-
-
 def _duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.2g} {unit}"
     return f"{max(seconds, 1):.0f} s"
-
-
-@dataclass(frozen=True)
-class _Lowest:
-    """Where the energy of every chain was lowest so far."""
-
-    lattice: Tensor
-    frac_coords: Tensor
-    energy: Tensor
-
-    @staticmethod
-    def of(state: State) -> _Lowest:
-        nothing = torch.full_like(state.at.energy, torch.inf)
-        return _Lowest(state.lattice, state.frac_coords, nothing)
-
-    @staticmethod
-    def restored(tensors: dict[str, Tensor]) -> _Lowest:
-        return _Lowest(*(tensors[f"lowest_{name}"] for name in ("lattice", "frac_coords", "energy")))
-
-    def updated(self, state: State, owner: Tensor) -> _Lowest:
-        better = state.at.energy < self.energy
-        return _Lowest(
-            torch.where(better[:, None, None], state.lattice, self.lattice),
-            torch.where(better[owner, None], state.frac_coords, self.frac_coords),
-            torch.where(better, state.at.energy, self.energy),
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {f"lowest_{name}": getattr(self, name) for name in ("lattice", "frac_coords", "energy")}
-
-
-class _Frames:
-    """States on the way, every so many steps; positions in single precision would do, but are not rounded."""
-
-    def __init__(self, every: int, tensors: dict[str, Tensor] | None) -> None:
-        self.every = every
-        self.steps, self.states = ([], []) if tensors is None else self.read(tensors)
-
-    @staticmethod
-    def read(tensors: dict[str, Tensor]) -> tuple[list[int], list[tuple[Tensor, Tensor, Tensor]]]:
-        """Steps, and lattices, coordinates and energies there."""
-        if "way_steps" not in tensors:
-            return [], []
-        names = ("way_lattice", "way_frac_coords", "way_energy")
-        return tensors["way_steps"].tolist(), list(zip(*(tensors[name] for name in names), strict=True))
-
-    def see(self, step: int, state: State, last: bool = False) -> None:
-        if self.every and (last or step % self.every == 0):
-            self.steps.append(step)
-            self.states.append((state.lattice, state.frac_coords, state.at.energy))
-
-    def keep(self, chosen: Tensor, num_atoms: Tensor) -> None:
-        atoms = _atom_rows(chosen, num_atoms)
-        self.states = [(cell[chosen], frac[atoms], energy[chosen]) for cell, frac, energy in self.states]
-
-    def tensors(self) -> dict[str, Tensor]:
-        if not self.states:
-            return {}
-        names = ("way_lattice", "way_frac_coords", "way_energy")
-        stacked = (torch.stack(parts) for parts in zip(*self.states, strict=True))
-        return {"way_steps": torch.tensor(self.steps)} | dict(zip(names, stacked, strict=True))
-
-
-class _Counter:
-    """Steps of chains, for whoever watches."""
-
-    def __init__(self, total: int, report: Step | None) -> None:
-        self.total, self.report = total, report
-        self.before, self.now = 0, 0
-
-    def reach(self, group: int, steps: int, partly: bool = False) -> None:
-        self.now = steps
-        if self.report is not None:
-            self.report(self.before + self.now, self.total)
-        if not partly:
-            self.before, self.now = self.before + steps, 0

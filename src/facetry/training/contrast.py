@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from facetry.geometry.lattice import volume
-from facetry.geometry.ragged import group_index, offsets, ranges
+from facetry.geometry.ragged import group_index, items_in, offsets, ranks
 from facetry.graph.batch import Batch
 from facetry.graph.builders import Builder
 from facetry.models.base import EnergyModel
@@ -43,14 +43,14 @@ class Compositions:
         for column in range(1, 128):
             units = torch.gcd(units, count[:, column])
         order = torch.argsort(owner * 128 + z, stable=True)
-        rank = ranges(torch.zeros_like(batch.num_atoms), batch.num_atoms)
+        rank = ranks(batch.num_atoms)
         # of every k equal atoms in a row the first
         first = order[rank % units[owner] == 0]
         return Compositions(z[first], torch.div(batch.num_atoms, units, rounding_mode="floor"), units)
 
     def select(self, rows: Int[Tensor, " chosen"]) -> Compositions:
         """Of the chosen crystals."""
-        atoms = ranges(offsets(self.num_atoms)[:-1][rows], self.num_atoms[rows])
+        atoms = items_in(rows, self.num_atoms)
         return Compositions(self.atomic_numbers[atoms], self.num_atoms[rows], self.units[rows])
 
     def to(self, device: torch.device) -> Compositions:
@@ -63,7 +63,7 @@ class Compositions:
         """Atoms of so many formula units each, and their number."""
         num_atoms = self.num_atoms * units
         owner = group_index(num_atoms)
-        rank = ranges(torch.zeros_like(num_atoms), num_atoms)
+        rank = ranks(num_atoms)
         start = offsets(self.num_atoms)[:-1]
         return self.atomic_numbers[start[owner] + rank % self.num_atoms[owner]], num_atoms
 
@@ -112,7 +112,7 @@ class Buffer:
 
     def store(self, rows: Int[Tensor, " chosen"], states: Batch, units: Int[Tensor, " chosen"]) -> None:
         """Keep these states."""
-        inside = ranges(torch.zeros_like(states.num_atoms), states.num_atoms)
+        inside = ranks(states.num_atoms)
         self.lattice[rows], self.units[rows] = states.lattice.cpu(), units.cpu()
         self.frac_coords[rows[states.crystal_index.cpu()], inside.cpu()] = states.frac_coords.cpu()
 
@@ -163,7 +163,7 @@ def negatives(
         if from_buffer:
             assert buffer is not None
             lattice = buffer.lattice[rows[which].cpu()].to(device)
-            inside = ranges(torch.zeros_like(num_atoms), num_atoms).cpu()
+            inside = ranks(num_atoms).cpu()
             owner = group_index(num_atoms)
             frac = buffer.frac_coords[rows[which][owner].cpu(), inside].to(device)
             schedule = replace(schedule, steps=options.buffer_steps, hot=options.cold)
