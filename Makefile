@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test coverage lint bench clean
+.PHONY: help demo test coverage lint docs bench clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -16,7 +16,7 @@ $(VENV)/user: pyproject.toml constraints.txt
 
 $(VENV)/developer: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,docs]'
 	touch $@ $(VENV)/user
 
 demo: $(VENV)/user  ## train, evaluate, predict and report on the data that ships (minutes)
@@ -30,8 +30,11 @@ coverage: $(VENV)/developer  ## the same with line coverage, and the public func
 	$(BIN)/python tools/never_run.py coverage.json
 
 lint: $(VENV)/developer  ## style
-	$(BIN)/ruff check src tests benchmarks tools
-	$(BIN)/ruff format --check src tests benchmarks tools tools
+	$(BIN)/ruff check src tests benchmarks tools docs
+	$(BIN)/ruff format --check src tests benchmarks tools docs tools
+
+docs: $(VENV)/developer  ## the pages and a reference as a site, built strictly: build/site
+	$(BIN)/python docs/site.py
 
 bench: $(VENV)/developer  ## the speed tables of the README
 	$(BIN)/python -m benchmarks.speed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -200,3 +202,13 @@ def test_receipts_name_no_folder_of_a_machine() -> None:
     path = re.compile(r"(?<![\w.\-/])/(?:root|home|work|tmp|Users|mnt|data|scratch|opt|var)/\S*")
     found = {f.name: path.findall(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*"))}
     assert not {name: paths for name, paths in found.items() if paths}
+
+
+def test_pages_and_reference_build_strictly(tmp_path: Path) -> None:
+    pytest.importorskip("zensical", reason="needs the packages of facetry[docs]")
+    pytest.importorskip("mkdocstrings_handlers.python", reason="needs the packages of facetry[docs]")
+    command = [sys.executable, str(ROOT / "docs" / "site.py"), str(tmp_path / "site")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    reference = (tmp_path / "site" / "reference" / "models.html").read_text(encoding="utf-8")
+    assert "Invariant ComFormer" in reference

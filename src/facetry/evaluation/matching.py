@@ -93,7 +93,9 @@ class Matcher:
     """Root mean square distances of pairs, equal to those of pymatgen's `StructureMatcher.get_rms_dist`.
 
     Args:
-        length_tolerance, site_tolerance, angle_tolerance: ltol, stol and angle_tol.
+        length_tolerance: ltol, relative.
+        site_tolerance: stol, in units of the cube root of the volume per atom.
+        angle_tolerance: angle_tol, in degrees.
         filtered: False sends every pair to pymatgen.
 
     Raises ImportError with the command to type where pymatgen-core is missing.

@@ -94,7 +94,8 @@ class BayesianSearch:
         batch: evaluated between two fits of the process.
         pool: structures among which a batch is chosen, half of them new.
         closest: least distance of atoms (`facetry.tasks.search_box`).
-        batch_size, device: of a model.
+        batch_size: crystals worked on at once by a model.
+        device: where a model computes.
 
     The process sees structures by their fingerprints (`facetry.evaluation.duplicates`) and volumes, so it
     does not matter how they are written, and energies by ln(1 + excess), so that walls do not matter.

@@ -84,7 +84,10 @@ class EnergyChains:
     """The method of models with an energy.
 
     Args:
-        steps, hot, cold, per_atom: of the annealing (`facetry.samplers.Annealing`); None: as in training.
+        steps: of the annealing (`facetry.samplers.Annealing`); None: as in training, also in the next three.
+        hot: its first temperature.
+        cold: its last temperature.
+        per_atom: whether temperatures are per atom.
         keep: where a chain is at its "last" step, or where its energy was "lowest" in the last `lowest_of`.
         quench: steps downhill from there to the nearest minimum; 0 for none.
         starts: chains that are begun for each one wanted. Of every formula those with the lowest energies go

@@ -49,8 +49,9 @@ def explain(
             folder or name.
         crystal: one structure, as `facetry.predict` takes them.
         atom: a site of the crystal, counted from 0, or "all": one of each atom of the primitive cell.
-        layer, head: which of them pictures and summary show, counted from 1; None: all layers, and of each
-            the head that looks most at the neighbours that its frames point at. The numbers of all are kept.
+        layer: which of them pictures and summary show, counted from 1; None: all. All numbers are kept.
+        head: the same for heads; None: of each layer the one that looks most at the neighbours that its
+            frames point at.
         entry: which structure to take where the input holds several: its position from 0, or its name.
         device: where to compute; None: where the model is.
 

@@ -225,7 +225,9 @@ def match(
         everyone: compare the candidates of other references too, which METRe and cRMSE need.
         workers: processes; None is one per core, 0 none but this one (without a time limit).
         time_limit: seconds for one pair, None for no limit; a pair that takes longer is none, and says so.
-        length_tolerance, site_tolerance, angle_tolerance: ltol, stol and angle_tol of the matcher.
+        length_tolerance: ltol of the matcher, relative.
+        site_tolerance: stol of the matcher, in units of the cube root of the volume per atom.
+        angle_tolerance: angle_tol of the matcher, in degrees.
         filtered: leave out pairs that provably do not match; the answer is the same without.
         progress: called with the pairs done and all there are.
 

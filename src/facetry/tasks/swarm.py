@@ -25,10 +25,12 @@ class ParticleSwarm:
             calculator.
         particles: in a swarm.
         generations: moves of every particle.
-        inertia, pull: v ← inertia v + pull u (best of its own - x) + pull u' (best of the swarm - x), with
-            uniform u; the defaults are Clerc's (2002), for which swarms settle.
+        inertia: share of its velocity v that a particle keeps; the defaults of both are Clerc's (2002), for
+            which swarms settle.
+        pull: v ← inertia v + pull u (best of its own - x) + pull u' (best of the swarm - x), with uniform u.
         closest: least distance of atoms (`facetry.tasks.search_box`).
-        batch_size, device: of a model.
+        batch_size: crystals worked on at once by a model.
+        device: where a model computes.
 
     Positions are periodic: pulls go the shorter way around. Lattice parameters stop at the border of the box.
     """
