@@ -65,6 +65,11 @@ def _effort(row: dict, receipts: list[dict]) -> str:
     return f"{row['run']}; {minutes:.0f} min on {threads} of {hardware['cpu']}"
 
 
+def _interval(estimate: list[float], digits: int) -> str:
+    value, lower, upper = (f"{x:.{digits}f}" for x in estimate)
+    return f"{value} ({lower} to {upper})"
+
+
 def _links(names: list[str]) -> str:
     return ", ".join(
         f"[{'receipt' if len(names) == 1 else number}](benchmarks/accuracy/{name})"
@@ -128,17 +133,13 @@ def relaxation() -> str:
         (receipt,) = receipts
         found = receipt["metrics"]["test"]
 
-        def gain(name: str, digits: int, found: dict = found) -> str:
-            value, lower, upper = (f"{x:.{digits}f}" for x in found[name])
-            return f"{value} ({lower} to {upper})"
-
         length, angle = row["published"]
         cells = (
             row["data"],
             row["model"],
-            f"{gain('length_gain', 3)} Å",
+            f"{_interval(found['length_gain'], 3)} Å",
             f"{length:.3f}",
-            f"{gain('angle_gain', 2)}°",
+            f"{_interval(found['angle_gain'], 2)}°",
             f"{angle:.3f}",
             f"{found['noisy_length_mae'][0]:.3f} Å, {found['noisy_angle_mae'][0]:.2f}°",
             _effort(row, receipts),
@@ -156,16 +157,12 @@ def reconstruction() -> str:
         (receipt,) = receipts
         found, (length, angle) = receipt["metrics"]["test"], row["published"]
 
-        def error(name: str, digits: int, found: dict = found) -> str:
-            value, lower, upper = (f"{x:.{digits}f}" for x in found[name])
-            return f"{value} ({lower} to {upper})"
-
         cells = (
             row["data"],
             row["model"],
-            f"{error('length_mae', 3)} Å",
+            f"{_interval(found['length_mae'], 3)} Å",
             f"{length:.3f}" if length else "none",
-            f"{error('angle_mae', 2)}°",
+            f"{_interval(found['angle_mae'], 2)}°",
             f"{angle:.3f}" if angle else "none",
             _effort(row, receipts),
             _links(names),

@@ -72,7 +72,10 @@ def public(node: ast.AST, inside: str = "") -> Iterator[tuple[str, ast.AST]]:
                 yield from public(child, f"{name}.")
 
 
-INHERITED = {"forward", "embed", "embed_atoms", "symmetry", "continuous", "build", "candidates", "nothing"}
+INHERITED = {
+    "forward", "embed", "embed_atoms", "outputs_of", "symmetry", "continuous", "build", "candidates",
+    "nothing",
+}  # fmt: skip
 LIGHTNING = {"train_dataloader", "transfer_batch_to_device", "configure_optimizers", "training_step"}
 
 

@@ -156,8 +156,8 @@ w.Pairs.answer = answer
 
 
 def test_a_pair_that_hangs_or_crashes_stops_no_other(monkeypatch):
-    start = match_pool._START.replace("; main()", f"; exec({_HANGS!r}); main()")
-    monkeypatch.setattr(match_pool, "_START", start)
+    start = match_pool._CODE.replace("; main()", f"; exec({_HANGS!r}); main()")
+    monkeypatch.setattr(match_pool, "_CODE", start)
     names = ["a", "hangs", "b", "crashes", "c"]
     candidates = [(i + 1, known.cu().replace(name=name)) for i, name in enumerate(names)]
     began = time.monotonic()

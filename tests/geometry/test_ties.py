@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from facetry.geometry import (
+    Edges,
     FrameSet,
     canonical_frames,
     continuous_frames,
@@ -86,9 +87,8 @@ def classes(sites: list[Sites], choose=tie_classes, frames=tied_frames, cutoff: 
         first += len(s.frac)
     owner, z_center, z_neighbor, vector, center, neighbor = (torch.cat(x) for x in zip(*parts, strict=True))
     tied = frames(lattice)
-    found = choose(
-        tied, owner, z_center, z_neighbor, vector, lattice, center=center, neighbor=neighbor, **options
-    )
+    edges = Edges(owner, center, neighbor, z_center, z_neighbor, vector)
+    found = choose(tied, edges, lattice, **options)
     return tied, found, (lattice, owner, z_center, z_neighbor, vector, center)
 
 

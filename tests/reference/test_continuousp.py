@@ -269,12 +269,12 @@ def test_left_out_crystals_have_infinite_energy():
     assert torch.allclose(part.energy[use], whole.energy[use], rtol=0, atol=1e-12)
 
 
-def test_penalty():
+def test_density_term():
     model = make(density_weight=1.0)
     cells = torch.eye(3, dtype=torch.float64)[None] * torch.tensor([20.0, 10.0]).double()[:, None, None] ** (
         1 / 3
     )
-    value = model.penalty(cells, torch.tensor([1, 1]))
+    value = model.density_term(cells, torch.tensor([1, 1]))[0]
     assert abs(value[0]) < 1e-12
     assert abs(value[1] - math.log(2) ** 2) < 1e-12
 

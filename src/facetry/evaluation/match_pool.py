@@ -7,11 +7,7 @@ over the limit or dies. It is answered with the reason, and a new worker goes on
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import queue
-import subprocess
 import sys
 import threading
 import time
@@ -21,15 +17,12 @@ from typing import Any
 
 from facetry.crystal import Crystal
 from facetry.evaluation.match_worker import Answer, Pairs
+from facetry.io.child import STARTUP, Child
 from facetry.io.protocol import receive, results_message, send
 
 __all__ = ["MatchTask", "match_pairs"]
 
-_STARTUP = 120.0  # s; a loaded machine may take long to start a Python with pymatgen
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from facetry.evaluation.match_worker import main; main()"
-)
+_CODE = "from facetry.evaluation.match_worker import main; main()"
 
 
 @dataclass(frozen=True)
@@ -40,21 +33,13 @@ class MatchTask:
     candidates: Sequence[tuple[int, Crystal]]
 
 
-class _Worker:
+class _Worker(Child):
     """One process. `busy_since` is when the pair at work was begun, None between tasks."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        super().__init__(_CODE)
         self.options = options
         self.busy_since: float | None = None
-        self.started = self.overdue = False
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **threads},
-        )
 
     def run(self, task: MatchTask, start: int) -> Iterator[Answer]:
         """Answers from candidate `start` on; ends early where the process dies."""
@@ -87,14 +72,6 @@ class _Worker:
             return
         finally:
             self.busy_since = None
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
 
 
 class _Pool:
@@ -149,7 +126,7 @@ class _Pool:
         while not self.closing.wait(min(0.1, limit / 4)):
             now = time.monotonic()
             for worker in list(self.current.values()):
-                allowed = limit if worker.started else max(limit, _STARTUP)
+                allowed = limit if worker.started else max(limit, STARTUP)
                 since = worker.busy_since
                 if since is not None and now - since > allowed:
                     worker.overdue = True

@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -188,18 +188,25 @@ def _score_sections(scores: Scores, split: str) -> list[str]:
     return parts
 
 
-def _relax_sections(scores: RelaxScores, split: str) -> list[str]:
-    names = [n for n in scores.metrics if "noisy" not in n][:4]
+def _scores_of_moves(
+    scores: RelaxScores | EnergyScores, names: Sequence[str], units: Mapping[str, str], split: str
+) -> list[str]:
+    """Some metrics on cards, all of them in a table."""
     cards = [
-        f'<div class="card"><b>{_number(scores[n].value)} {UNITS[n]}</b>'
+        f'<div class="card"><b>{_number(scores[n].value)} {units[n]}</b>'
         f"<span>{_NAMES[n]}<br>95 %: {_interval(scores[n])}</span></div>"
         for n in names
     ]
     cards.append(f'<div class="card"><b>{scores.count}</b><span>crystals in {escape(split)}</span></div>')
-    rows = [[_NAMES[n], _number(e.value), _interval(e), UNITS[n]] for n, e in scores.metrics.items()]
+    rows = [[_NAMES[n], _number(e.value), _interval(e), units[n]] for n, e in scores.metrics.items()]
     table = html_table(["metric", "value", "95 % interval", "unit"], rows, numeric={1, 2})
+    return ["<h2>Scores</h2>", f'<div class="cards">{"".join(cards)}</div>', table]
+
+
+def _relax_sections(scores: RelaxScores, split: str) -> list[str]:
+    names = [n for n in scores.metrics if "noisy" not in n][:4]
     note = '<p class="note">Intervals: 95 % bootstrap over the crystals.</p>'
-    parts = ["<h2>Scores</h2>", f'<div class="cards">{"".join(cards)}</div>', table, note]
+    parts = [*_scores_of_moves(scores, names, UNITS, split), note]
     if scores.failed:
         parts.append(f'<p class="bad">{scores.failed} crystals have no answer and are not in the scores.</p>')
     if scores.cells is not None and scores.count:
@@ -215,21 +222,13 @@ def _relax_sections(scores: RelaxScores, split: str) -> list[str]:
 
 def _energy_sections(scores: EnergyScores, split: str) -> list[str]:
     names = ("noise_raised", "rise", "scale", "scale_error")
-    cards = [
-        f'<div class="card"><b>{_number(scores[n].value)} {ENERGY_UNITS[n]}</b>'
-        f"<span>{_NAMES[n]}<br>95 %: {_interval(scores[n])}</span></div>"
-        for n in names
-    ]
-    cards.append(f'<div class="card"><b>{scores.count}</b><span>crystals in {escape(split)}</span></div>')
-    rows = [[_NAMES[n], _number(e.value), _interval(e), ENERGY_UNITS[n]] for n, e in scores.metrics.items()]
-    table = html_table(["metric", "value", "95 % interval", "unit"], rows, numeric={1, 2})
     words = (
         "Five crystals, a colour for each: a thousand displacements of one atom and of all atoms, 0.1 Å in "
         "each coordinate; cells scaled in all directions alike. A good energy rises from the crystal."
     )
     picture = _image(landscape_plot(scores, transparent=True), "energy against displacement and scaling")
     return [
-        "<h2>Scores</h2>", f'<div class="cards">{"".join(cards)}</div>', table,
+        *_scores_of_moves(scores, names, ENERGY_UNITS, split),
         "<h2>Around crystals</h2>", f'<p class="note">{words}</p>', picture,
     ]  # fmt: skip
 

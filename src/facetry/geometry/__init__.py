@@ -18,9 +18,10 @@ from facetry.geometry.lattice import (
 from facetry.geometry.polar import polar
 from facetry.geometry.primitive import PrimitiveCells, primitive_cell
 from facetry.geometry.reduction import minkowski_reduce, niggli_reduce
-from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
+from facetry.geometry.ties import Edges, canonical_frames, frame_vector_weights, tie_classes
 
 __all__ = [
+    "Edges",
     "FrameSet",
     "PrimitiveCells",
     "apply_strain",

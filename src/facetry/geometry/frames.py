@@ -30,17 +30,6 @@ from torch import Tensor
 from facetry.geometry.frameset import FrameSet
 from facetry.geometry.lattice import determinant
 from facetry.geometry.reduction import minkowski_reduce, working_copy
-from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
-
-__all__ = [
-    "FrameSet",
-    "canonical_frames",
-    "continuous_frames",
-    "frame_vector_weights",
-    "published_frame",
-    "tie_classes",
-    "tied_frames",
-]
 
 # One of each pair ±v of the shortest candidates in a reduced cell, first non-zero coefficient positive.
 _CANDIDATES = tuple(v for v in itertools.product((-1, 0, 1), repeat=3) if v > (0, 0, 0))

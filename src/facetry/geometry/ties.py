@@ -39,45 +39,41 @@ _CENTER, _NEIGHBOR = 0.6180339887498949, 0.7548776662466927
 _PAIRS_AT_ONCE = 1 << 17  # frames times edges worked on together: 1 MB an array
 
 
+@dataclass(frozen=True)
+class Edges:
+    """Edges of the graphs of all crystals, sorted by crystal; `center` and `neighbor` number the atoms.
+
+    `species` are any integers that tell atoms apart; `vector` (Å) points from centre to neighbour.
+    """
+
+    crystal: Int[Tensor, " edges"]
+    center: Int[Tensor, " edges"]
+    neighbor: Int[Tensor, " edges"]
+    center_species: Int[Tensor, " edges"]
+    neighbor_species: Int[Tensor, " edges"]
+    vector: Float[Tensor, "edges 3"]
+
+
 def tie_classes(
     frames: FrameSet,
-    crystal_of_edge: Int[Tensor, " edges"],
-    species_center: Int[Tensor, " edges"],
-    species_neighbor: Int[Tensor, " edges"],
-    edge_vector: Float[Tensor, "edges 3"],
+    edges: Edges,
     lattice: Float[Tensor, "crystals 3 3"],
     quantum: float = 1e-5,
-    *,
-    center: Int[Tensor, " edges"] | None = None,
-    neighbor: Int[Tensor, " edges"] | None = None,
     most_edges: int | None = None,
 ) -> FrameSet:
     """One frame for each class of frames that see the same graph, with the summed weight of its class.
 
-    Edges are sorted by crystal; `edge_vector` (Å) points from centre to neighbour; species are any integers
-    that tell atoms apart. `center` and `neighbor` number the atoms and should be given: without them a graph
-    is only a list of edges, which can merge frames of a crystal of one element that its atoms distinguish.
     `quantum` (Å, or a cosine): graphs that differ by less, root mean square, count as equal. `most_edges`
     bounds classes times edges of a crystal: beyond it only the classes with the smallest signatures stay, a
     choice that depends on the crystal alone.
     """
-    rep, key = _representatives(
-        frames,
-        crystal_of_edge,
-        species_center,
-        species_neighbor,
-        edge_vector,
-        lattice,
-        quantum,
-        center,
-        neighbor,
-    )
+    rep, key = _representatives(frames, edges, lattice, quantum)
     weight = torch.zeros_like(frames.weight).index_add_(0, rep, frames.weight)
     keep = rep == torch.arange(len(rep), device=rep.device)
     classes = _subset(frames, keep, weight)
     if most_edges is None:
         return classes
-    num_edges = torch.bincount(crystal_of_edge, minlength=len(frames.num_frames))
+    num_edges = torch.bincount(edges.crystal, minlength=len(frames.num_frames))
     allowed = (most_edges // num_edges.clamp_min(1)).clamp_min(1)
     if not bool((classes.num_frames > allowed).any()):
         return classes
@@ -94,33 +90,14 @@ def tie_classes(
 
 
 def canonical_frames(
-    frames: FrameSet,
-    crystal_of_edge: Int[Tensor, " edges"],
-    species_center: Int[Tensor, " edges"],
-    species_neighbor: Int[Tensor, " edges"],
-    edge_vector: Float[Tensor, "edges 3"],
-    lattice: Float[Tensor, "crystals 3 3"],
-    quantum: float = 1e-5,
-    *,
-    center: Int[Tensor, " edges"],
-    neighbor: Int[Tensor, " edges"],
+    frames: FrameSet, edges: Edges, lattice: Float[Tensor, "crystals 3 3"], quantum: float = 1e-5
 ) -> FrameSet:
     """The one frame of each crystal whose graph has the smallest signature; arguments as in ``tie_classes``.
 
     Depends on the crystal alone, like the average over all classes, but jumps where two signatures change
     places.
     """
-    rep, key = _representatives(
-        frames,
-        crystal_of_edge,
-        species_center,
-        species_neighbor,
-        edge_vector,
-        lattice,
-        quantum,
-        center,
-        neighbor,
-    )
+    rep, key = _representatives(frames, edges, lattice, quantum)
     least = torch.full((len(frames.num_frames),), torch.inf, dtype=key.dtype, device=key.device)
     least.scatter_reduce_(0, frames.crystal, key, "amin")
     candidates = torch.where(key == least[frames.crystal], rep, len(rep))
@@ -179,15 +156,7 @@ class _Graph:
 
 
 def _representatives(
-    frames: FrameSet,
-    crystal_of_edge: Tensor,
-    species_center: Tensor,
-    species_neighbor: Tensor,
-    edge_vector: Tensor,
-    lattice: Tensor,
-    quantum: float,
-    center: Tensor,
-    neighbor: Tensor,
+    frames: FrameSet, edges: Edges, lattice: Float[Tensor, "crystals 3 3"], quantum: float
 ) -> tuple[Int[Tensor, " frames"], Float[Tensor, " frames"]]:
     """For every frame the one that stands for its class, and the number frames are ordered by."""
     home = frames.crystal.device
@@ -199,9 +168,7 @@ def _representatives(
     several = counts > 1
     if not bool(several.any()):
         return rep.to(home), key.to(home, lattice.dtype if home == device else torch.float32)
-    graph = _graph(
-        len(counts), crystal_of_edge, species_center, species_neighbor, edge_vector, center, neighbor, device
-    )
+    graph = _graph(edges, len(counts), device)
     axes = frames.integer.to(device, torch.float64) @ lattice[owner]
     first_frame = counts.cumsum(0) - counts
     for count, crystals in _chunks(counts, graph.num_edges, several):
@@ -212,23 +179,14 @@ def _representatives(
     return rep.to(home), key.to(home, lattice.dtype if home == device else torch.float32)
 
 
-def _graph(
-    crystals: int,
-    crystal_of_edge: Tensor,
-    species_center: Tensor,
-    species_neighbor: Tensor,
-    edge_vector: Tensor,
-    center: Tensor,
-    neighbor: Tensor,
-    device: torch.device,
-) -> _Graph:
-    owner = crystal_of_edge.to(device, torch.int64)
-    vector = edge_vector.detach().to(device, torch.float64)
+def _graph(edges: Edges, crystals: int, device: torch.device) -> _Graph:
+    owner = edges.crystal.to(device, torch.int64)
+    vector = edges.vector.detach().to(device, torch.float64)
     length = torch.linalg.vector_norm(vector, dim=-1).clamp_min(1e-12)
-    species = (species_center.to(device, torch.float64) * _CENTER).frac()
-    species += (species_neighbor.to(device, torch.float64) * _NEIGHBOR).frac()
+    species = (edges.center_species.to(device, torch.float64) * _CENTER).frac()
+    species += (edges.neighbor_species.to(device, torch.float64) * _NEIGHBOR).frac()
     num_edges = torch.bincount(owner, minlength=crystals)
-    center, neighbor = center.to(device, torch.int64), neighbor.to(device, torch.int64)
+    center, neighbor = edges.center.to(device, torch.int64), edges.neighbor.to(device, torch.int64)
     first_atom = torch.full_like(num_edges, torch.iinfo(torch.int64).max)
     first_atom.scatter_reduce_(0, owner, torch.minimum(center, neighbor), "amin")
     last_atom = torch.full_like(num_edges, -1)

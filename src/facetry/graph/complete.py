@@ -14,7 +14,7 @@ from torch import Tensor
 from facetry.geometry.frames import continuous_frames, published_frame, tied_frames
 from facetry.geometry.frameset import FrameSet
 from facetry.geometry.ragged import group_index, items_in
-from facetry.geometry.ties import canonical_frames, frame_vector_weights, tie_classes
+from facetry.geometry.ties import Edges, canonical_frames, frame_vector_weights, tie_classes
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph
 from facetry.graph.builders import Builder, primitive_cells
@@ -163,18 +163,18 @@ class LatticeKNearest(Builder):
     def _classes(self, batch: Batch) -> FrameSet:
         graph, frames = batch.require_graph(), batch.frames
         assert frames is not None
-        edges = (
+        z = batch.atomic_numbers
+        edges = Edges(
             batch.edge_crystal,
-            batch.atomic_numbers[graph.center],
-            batch.atomic_numbers[graph.neighbor],
+            graph.center,
+            graph.neighbor,
+            z[graph.center],
+            z[graph.neighbor],
             batch.edge_vectors(),
-            batch.lattice,
-            SAME_GRAPH,
         )
-        ends = {"center": graph.center, "neighbor": graph.neighbor}
         if self.frames == "canonical":
-            return canonical_frames(frames, *edges, **ends)
-        return tie_classes(frames, *edges, **ends, most_edges=MOST_EDGES)
+            return canonical_frames(frames, edges, batch.lattice, SAME_GRAPH)
+        return tie_classes(frames, edges, batch.lattice, SAME_GRAPH, MOST_EDGES)
 
 
 def _either_end(pairs: Pairs, radius: Float[Tensor, " atoms"], gap: float) -> Tensor:

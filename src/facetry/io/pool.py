@@ -8,11 +8,8 @@ worker runs over the time limit or dies.
 from __future__ import annotations
 
 import atexit
-import contextlib
-import json
 import os
 import queue
-import subprocess
 import sys
 import threading
 import time
@@ -20,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from facetry.crystal import Crystal
+from facetry.io.child import STARTUP, Child
 from facetry.io.errors import ReadError
 from facetry.io.formats import stem_of
 from facetry.io.protocol import receive, results_from, send
@@ -31,16 +29,12 @@ Results = list[tuple[str, Crystal | ReadError]]
 
 _BATCH_FILES = 32
 _BATCH_BYTES = 1 << 20
-_STARTUP = 120.0  # s; a loaded machine may take long to start a Python
 _PATIENCE = 6  # times the limit, for a process that got little of the processor
 _KEPT_IDLE = 2
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from facetry.io.worker import main; main(int(sys.argv[2]))"
-)
+_CODE = "from facetry.io.worker import main; main(int(sys.argv[2]))"
 
 
-class _Worker:
+class _Worker(Child):
     """One process. `waited` is for how long it has been at the file at work, in s; None between batches.
 
     The watcher counts it, with the processor time before (`cpu_before`): neither a machine that was
@@ -48,22 +42,11 @@ class _Worker:
     """
 
     def __init__(self, memory_limit: int) -> None:
-        # one thread each: the work is not linear algebra, and thread pools eat the memory limit
-        threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        super().__init__(_CODE, str(memory_limit))
         self.memory_limit = memory_limit
         self.owner = os.getpid()
         self.waited: float | None = None
         self.cpu_before: float | None = None
-        self.overdue = False
-        self.started = False
-        self.process = subprocess.Popen(
-            # the same search path as here, so that it runs the same facetry
-            [sys.executable, "-c", _START, json.dumps(sys.path), str(memory_limit)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **threads},
-        )
 
     def run(self, tasks: list[Task], merge_within: float | int | None) -> Iterator[Results]:
         """Results of each task in turn; ends early where the process dies."""
@@ -124,14 +107,6 @@ class _Worker:
         now = self.cpu_time()
         idle = now is not None and self.cpu_before is not None and now - self.cpu_before < limit / 2
         return waited > (_PATIENCE * limit if idle else limit)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
 
 
 def _size(task: Task) -> int | None:
@@ -240,7 +215,7 @@ class _Pool:
             now = time.monotonic()
             passed, last = min(now - last, 5 * tick), now  # less where this process was suspended itself
             for worker in list(self.current.values()):
-                if worker.is_overdue(limit if worker.started else max(limit, _STARTUP), passed):
+                if worker.is_overdue(limit if worker.started else max(limit, STARTUP), passed):
                     worker.overdue = True
                     worker.process.kill()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from facetry.card import ModelCard
 from facetry.graph.batch import Batch
 from facetry.graph.builders import Builder
+from facetry.nn.segment import segment_mean
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,27 @@ class PropertyModel(Model):
     def training_batch(self, batch: Batch, generator: torch.Generator) -> Batch:
         """What one training step sees of a batch; models with random choices make them here."""
         return batch
+
+
+class PooledModel(PropertyModel):
+    """A property model that reads one pooled vector a crystal, the mean over atoms unless it says another."""
+
+    def embed(self, batch: Batch) -> Float[Tensor, "crystals channels"]:
+        return segment_mean(self.embed_atoms(batch), batch.crystal_index, len(batch))
+
+    def outputs_of(self, pooled: Float[Tensor, "crystals channels"]) -> Float[Tensor, "crystals outputs"]:
+        """Standardised targets or logits of what `embed` gives."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Float[Tensor, "crystals outputs"]:
+        return self.outputs_of(self.embed(batch))
+
+    def forward_with_embedding(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "crystals outputs"], Float[Tensor, "crystals channels"]]:
+        """Outputs and pooled vectors in one pass."""
+        pooled = self.embed(batch)
+        return self.outputs_of(pooled), pooled
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from torch.nn.functional import softplus
 
 from facetry.graph.batch import Batch
 from facetry.graph.builders import KNearest
-from facetry.models.base import PropertyModel
+from facetry.models.base import PooledModel
 from facetry.nn.basis import GaussianBasis, at_precision, distinct
 from facetry.nn.embedding import ElementTable
-from facetry.nn.segment import linear_of_parts, segment_mean, segment_sum
+from facetry.nn.segment import linear_of_parts, segment_sum
 
 STEP = 0.2  # Å, between the centres of the Gaussians and their width
 
@@ -64,7 +64,7 @@ class GatedConvolution(nn.Module):
         return softplus(h + self.norm(total))
 
 
-class CGCNN(PropertyModel):
+class CGCNN(PooledModel):
     """Crystal graph convolutional network (Xie and Grossman 2018).
 
     Defaults are the published network, 80 833 parameters. `k` neighbours within `cutoff` Å are read;
@@ -115,20 +115,10 @@ class CGCNN(PropertyModel):
             h = layer(h, lengths, row, graph.center, graph.neighbor)
         return h
 
-    def embed(self, batch: Batch) -> Float[Tensor, "crystals channels"]:
-        return segment_mean(self.embed_atoms(batch), batch.crystal_index, len(batch))
-
-    def forward(self, batch: Batch) -> Float[Tensor, "crystals outputs"]:
-        return self.forward_with_embedding(batch)[0]
-
-    def forward_with_embedding(
-        self, batch: Batch
-    ) -> tuple[Float[Tensor, "crystals outputs"], Float[Tensor, "crystals channels"]]:
-        """Outputs and pooled vectors in one pass."""
-        pooled = self.embed(batch)
+    def outputs_of(self, pooled: Float[Tensor, "crystals channels"]) -> Float[Tensor, "crystals outputs"]:
         x = softplus(pooled)
         for number, layer in enumerate(self.hidden):
             x = softplus(layer(x))
             if number == 0:
                 x = self.dropout(x)
-        return self.out(x), pooled
+        return self.out(x)

@@ -48,14 +48,31 @@ def cutoffs(
     return NEIGHBOURS * (volume(lattice).abs() / num_atoms).pow(1 / 3)
 
 
-def check_elements(name: str, atomic_numbers: Int[Tensor, " atoms"]) -> None:
-    """Raises ValueError, in the name of a model, for elements that it has no vector for."""
-    wrong = sorted({int(z) for z in atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > ELEMENTS)]})
-    if wrong:
-        raise ValueError(
-            f"{name}: expected elements 1 (H) to {ELEMENTS} (Fm), came atomic numbers {wrong}; leave these"
-            " crystals out"
-        )
+class EnergyWithDensity(EnergyModel):
+    """What both ContinuouSP energies share: which elements they know, and a term that keeps the density near
+    that of the training."""
+
+    density_weight: float  # λ
+
+    @property
+    def continuous(self) -> bool:
+        return True
+
+    def check_elements(self, atomic_numbers: Int[Tensor, " atoms"]) -> None:
+        """Raises ValueError for elements that the network has no vector for."""
+        wrong = sorted({int(z) for z in atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > ELEMENTS)]})
+        if wrong:
+            raise ValueError(
+                f"{self.name}: expected elements 1 (H) to {ELEMENTS} (Fm), came atomic numbers {wrong}; leave"
+                " these crystals out"
+            )
+
+    def density_term(
+        self, lattice: Float[Tensor, "crystals 3 3"], num_atoms: Int[Tensor, " crystals"]
+    ) -> tuple[Float[Tensor, " crystals"], Float[Tensor, " crystals"]]:
+        """λ ln²(ρ / ρ0), and its slope by ln V."""
+        log = torch.log(num_atoms / (volume(lattice).abs() * self.density))
+        return self.density_weight * log.square(), -2 * self.density_weight * log
 
 
 class DistanceFilter(nn.Module):
@@ -103,7 +120,7 @@ class GatedLayer(nn.Module):
         return softplus(h + torch.tanh(segment_sum(message, center, len(h)).to(h.dtype)))
 
 
-class ContinuouSP(EnergyModel):
+class ContinuouSP(EnergyWithDensity):
     """Energy-based structure prediction: CGCNN made continuous.
 
     Defaults are the network published for Perov-5, 23 297 parameters; 64 channels, 6 layers and 4 linear maps
@@ -152,26 +169,11 @@ class ContinuouSP(EnergyModel):
         )
         self.out = nn.Linear(channels, 1)
 
-    @property
-    def continuous(self) -> bool:
-        return True
-
-    def check_elements(self, atomic_numbers: Int[Tensor, " atoms"]) -> None:
-        """Raises ValueError for elements that the network has no vector for."""
-        check_elements(self.name, atomic_numbers)
-
     def head(self, pooled: Float[Tensor, "crystals channels"]) -> Float[Tensor, " crystals"]:
         """Energies from the means over atoms."""
         for layer in self.hidden:
             pooled = softplus(layer(pooled))
         return self.out(pooled)[:, 0]
-
-    def penalty(
-        self, lattice: Float[Tensor, "crystals 3 3"], num_atoms: Int[Tensor, " crystals"]
-    ) -> Float[Tensor, " crystals"]:
-        """λ ln²(ρ / ρ0) in float64."""
-        ratio = num_atoms / (volume(lattice).abs() * self.density)
-        return self.density_weight * torch.log(ratio).square()
 
     def forward(self, batch: Batch) -> Float[Tensor, " crystals"]:
         """Energies; differentiable in weights, lattices and coordinates, twice."""
@@ -186,7 +188,8 @@ class ContinuouSP(EnergyModel):
         for layer in self.layers:
             h = layer(h, phi, omega, graph.center, graph.neighbor)
         pooled = segment_mean(h, batch.crystal_index, len(batch)).to(self.dtype)
-        return self.head(pooled).to(batch.lattice.dtype) + self.penalty(batch.lattice, batch.num_atoms)
+        energy = self.head(pooled).to(batch.lattice.dtype)
+        return energy + self.density_term(batch.lattice, batch.num_atoms)[0]
 
     def landscape(
         self,
@@ -250,10 +253,9 @@ class ContinuouSPLandscape(Landscape):
         self.table.update(lattice, frac_coords, cutoff, use)
         parts = [self._piece(lattice, frac_coords, cutoff, piece) for piece in self.pieces]
         energy, by_position, by_strain = (torch.cat(values) for values in zip(*parts, strict=True))
-        density = self.num_atoms / (volume(lattice).abs() * self.model.density)
-        log = torch.log(density)
-        energy += self.model.density_weight * log.square()
-        by_strain.diagonal(dim1=1, dim2=2).sub_((2 * self.model.density_weight * log)[:, None])
+        of_density, by_log_volume = self.model.density_term(lattice, self.num_atoms)
+        energy += of_density
+        by_strain.diagonal(dim1=1, dim2=2).add_(by_log_volume[:, None])
         if use is not None:
             energy = torch.where(use, energy, torch.inf)
         return Evaluation(energy, by_position, by_strain)

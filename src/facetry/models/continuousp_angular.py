@@ -22,14 +22,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from facetry.geometry.lattice import volume
 from facetry.geometry.ragged import group_index, offsets
 from facetry.graph.batch import Batch
 from facetry.graph.builders import NoGraph
 from facetry.graph.images import AtomPairs, ImageTable
 from facetry.graph.neighbors import reduced
-from facetry.models.base import EnergyModel, Evaluation, Landscape
-from facetry.models.continuousp import ELEMENTS, check_elements, cutoffs
+from facetry.models.base import Evaluation, Landscape
+from facetry.models.continuousp import ELEMENTS, EnergyWithDensity, cutoffs
 from facetry.nn.pair_moments import DEGREES, ImageLists, Moments, pair_moments, slopes
 from facetry.nn.segment import segment_mean
 
@@ -79,7 +78,7 @@ class AngularLayer(nn.Module):
         return h + self.outer(silu(self.inner(x)))
 
 
-class AngularContinuouSP(EnergyModel):
+class AngularContinuouSP(EnergyWithDensity):
     """Energy with angles to draw structures from.
 
     `channels` of an atom, `angular` channels of each degree, `layers`, `basis` Gaussians of the distance;
@@ -121,14 +120,6 @@ class AngularContinuouSP(EnergyModel):
         self.hidden = nn.Linear(channels, 2 * channels)
         self.out = nn.Linear(2 * channels, 1)
 
-    @property
-    def continuous(self) -> bool:
-        return True
-
-    def check_elements(self, atomic_numbers: Int[Tensor, " atoms"]) -> None:
-        """Raises ValueError for elements that the network has no vector for."""
-        check_elements(self.name, atomic_numbers)
-
     def _described(self, batch: Batch) -> tuple[Batch, ImageLists]:
         """The crystals in reduced cells, where few lattice points are looked at, and all images in reach."""
         self.check_elements(batch.atomic_numbers)
@@ -153,13 +144,6 @@ class AngularContinuouSP(EnergyModel):
             h = layer(h, moments, pairs.first, pairs.second)
         e = self.out(silu(self.hidden(h)))
         return segment_mean(e, group_index(num_atoms), len(num_atoms))[:, 0]
-
-    def density_term(
-        self, lattice: Float[Tensor, "crystals 3 3"], num_atoms: Int[Tensor, " crystals"]
-    ) -> tuple[Float[Tensor, " crystals"], Float[Tensor, " crystals"]]:
-        """λ ln²(ρ / ρ0), and its slope by ln V."""
-        log = torch.log(num_atoms / (volume(lattice).abs() * self.density))
-        return self.density_weight * log.square(), -2 * self.density_weight * log
 
     def forward(self, batch: Batch) -> Float[Tensor, " crystals"]:
         """Energies; differentiable in weights, lattices and coordinates, twice."""

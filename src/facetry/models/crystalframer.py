@@ -32,7 +32,7 @@ from facetry.crystal import Crystal
 from facetry.graph.batch import Batch
 from facetry.graph.builders import Builder
 from facetry.graph.spheres import Box, Sphere
-from facetry.models.base import PropertyModel, Symmetry
+from facetry.models.base import PooledModel, Symmetry
 from facetry.nn.angular import AngularBasis
 from facetry.nn.dynamic_frames import FRAMES, Axes, Frames, Part
 from facetry.nn.lattice_attention import (
@@ -103,7 +103,7 @@ class _Watcher:
         return LayerLook(self.attention, owner[order], axes[order], weight[order])
 
 
-class _LatticeTransformer(PropertyModel):
+class _LatticeTransformer(PooledModel):
     """What both share: embedding, blocks, readout, calibration."""
 
     accepts_disorder = True
@@ -237,15 +237,8 @@ class _LatticeTransformer(PropertyModel):
         total, count = (segment_sum(t, batch.crystal_index, len(batch)) for t in (atoms * there, there))
         return total / count
 
-    def forward(self, batch: Batch) -> Float[Tensor, "crystals outputs"]:
-        return self.forward_with_embedding(batch)[0]
-
-    def forward_with_embedding(
-        self, batch: Batch
-    ) -> tuple[Float[Tensor, "crystals outputs"], Float[Tensor, "crystals channels"]]:
-        """Outputs and pooled vectors in one pass."""
-        pooled = self.embed(batch)
-        return self.out(torch.relu(self.hidden(pooled))), pooled
+    def outputs_of(self, pooled: Float[Tensor, "crystals channels"]) -> Float[Tensor, "crystals outputs"]:
+        return self.out(torch.relu(self.hidden(pooled)))
 
     def look(self, batch: Batch) -> Look:
         """`forward_with_embedding`, with the attention and the frames of every layer."""

@@ -28,11 +28,10 @@ from facetry.geometry.groups import own_colours
 from facetry.graph.batch import Batch
 from facetry.graph.cells import CellRadius, Voronoi
 from facetry.graph.description import cell_index
-from facetry.models.base import PropertyModel, Symmetry
+from facetry.models.base import PooledModel, Symmetry
 from facetry.nn.basis import GaussianBasis, at_precision, distinct
 from facetry.nn.lattice_messages import ColourMessages, Colours, EdgeSet, LatticeMessages
 from facetry.nn.readout import Head
-from facetry.nn.segment import segment_mean
 
 ELEMENTS = 103
 GAUSSIANS, REACH = 20, 6.0  # edge features, and the last centre in Å
@@ -274,7 +273,7 @@ class _Layer(nn.Module):
         return h + self.out(nn.functional.silu(self.hidden(torch.cat([total, h], 1))))
 
 
-class ECN(PropertyModel):
+class ECN(PooledModel):
     """Equivariant crystal network (Kaba and Ravanbakhsh 2022).
 
     Defaults are the published ECN-S8, 994 833 parameters; `group="p1"` has 3 298 833. `features="hubbard"`
@@ -346,18 +345,8 @@ class ECN(PropertyModel):
         the description does not have that symmetry."""
         return self.cell_vectors(batch).mean(1)
 
-    def embed(self, batch: Batch) -> Float[Tensor, "crystals channels"]:
-        return segment_mean(self.embed_atoms(batch), batch.crystal_index, len(batch))
-
-    def forward(self, batch: Batch) -> Float[Tensor, "crystals outputs"]:
-        return self.head(self.embed(batch))
-
-    def forward_with_embedding(
-        self, batch: Batch
-    ) -> tuple[Float[Tensor, "crystals outputs"], Float[Tensor, "crystals channels"]]:
-        """Outputs and pooled vectors in one pass."""
-        pooled = self.embed(batch)
-        return self.head(pooled), pooled
+    def outputs_of(self, pooled: Float[Tensor, "crystals channels"]) -> Float[Tensor, "crystals outputs"]:
+        return self.head(pooled)
 
 
 class _VectorLayer(nn.Module):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from facetry.graph.batch import Batch
 from facetry.graph.builders import Radius
 from facetry.graph.neighbors import SHELL_GAP
-from facetry.models.base import PropertyModel
+from facetry.models.base import PooledModel
 from facetry.nn.basis import GaussianBasis, at_precision, distinct, shifted_softplus
 from facetry.nn.embedding import check_elements
 from facetry.nn.readout import Set2Set
@@ -91,7 +91,7 @@ class Block(nn.Module):
         return before[0] + v, before[1] + e, before[2] + u
 
 
-class MEGNet(PropertyModel):
+class MEGNet(PooledModel):
     """MatErials Graph Network (Chen 2019).
 
     Defaults have 189 521 parameters: the sizes of matgl with its 89 elements, H to Pu without Po to Ra, which
@@ -158,15 +158,8 @@ class MEGNet(PropertyModel):
         atoms = self.pool_atoms(v, batch.crystal_index, len(batch))
         return torch.cat([atoms, self.pool_edges(e, batch.edge_crystal, len(batch)), u], 1)
 
-    def forward(self, batch: Batch) -> Float[Tensor, "crystals outputs"]:
-        return self.forward_with_embedding(batch)[0]
-
-    def forward_with_embedding(
-        self, batch: Batch
-    ) -> tuple[Float[Tensor, "crystals outputs"], Float[Tensor, "crystals channels"]]:
-        """Outputs and pooled vectors in one pass."""
-        pooled = self.embed(batch)
-        return self.out(self.hidden((pooled, None))), pooled
+    def outputs_of(self, pooled: Float[Tensor, "crystals channels"]) -> Float[Tensor, "crystals outputs"]:
+        return self.out(self.hidden((pooled, None)))
 
 
 def _rows(elements: int) -> Int[Tensor, " numbers"]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from facetry.geometry.ragged import items_in
 from facetry.graph.batch import Batch
@@ -23,6 +23,8 @@ PARALLEL = 0.9999  # |cos| from which two directions count as parallel
 WINDOW = 0.1  # logits; in continuous frames an image that trails by more has no part
 ROUND = 0.1  # |cos| below which continuous frames round off its kink at the right angle
 _NEWTON = 16  # steps to a threshold; 7 are enough for a hundred equal images
+
+Slots = Float[Tensor, "rows heads slots"]  # a number for every entry of every head's list
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Part:
 
 
 def _pick(
-    group: Int[Tensor, " items"], groups: int, generator: torch.Generator | None
+    group: Int[Tensor, " items"], groups: int, generator: Generator | None
 ) -> tuple[Int[Tensor, " chosen"], Float[Tensor, " chosen"]]:
     """All items with weight 1/(size of their group), or one of each group; groups ascend, none is empty."""
     count = torch.bincount(group, minlength=groups)
@@ -80,7 +82,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def strongest_axes(
-    part: Part, logits: Float[Tensor, "rows heads slots"], generator: torch.Generator | None
+    part: Part, logits: Float[Tensor, "rows heads slots"], generator: Generator | None
 ) -> Axes:
     """e1 to the image of largest weight; e2 in the plane of the largest weight times 1 - |cos to e1|;
     e3 = e1 × e2 (Ito 2025, Sec. 4.2). Gradients flow through the chosen directions, not the choice."""
@@ -185,7 +187,7 @@ def principal_axes(moment: Float[Tensor, "owners 3 3"], least: float) -> Float[T
     return axes * defined[:, :, None]
 
 
-def _either_sign(axes: Float[Tensor, "owners 3 3"], generator: torch.Generator | None) -> Axes:
+def _either_sign(axes: Float[Tensor, "owners 3 3"], generator: Generator | None) -> Axes:
     """All right-handed choices of signs, or one of them drawn."""
     owner = torch.arange(len(axes), device=axes.device)
     one = torch.ones_like(axes[:, 0, 0])
@@ -210,30 +212,20 @@ class Frames:
     sees_cell = False  # whether it matters which cell and which images of the atoms describe the crystal
     sphere: ClassVar[dict[str, Any]] = {"spanning": True}  # what the graph has to provide
 
-    def of_crystals(self, batch: Batch, generator: torch.Generator | None) -> Axes | None:
+    def of_crystals(self, batch: Batch, generator: Generator | None) -> Axes | None:
         """Frames that belong to crystals, the same for all atoms, heads and layers; None: there are none."""
         return None
 
-    def __call__(
-        self,
-        part: Part,
-        logits: Float[Tensor, "rows heads slots"],
-        p: Float[Tensor, "rows heads slots"],
-        generator: torch.Generator | None,
-    ) -> Axes:
+    def __call__(self, part: Part, logits: Slots, p: Slots, generator: Generator | None) -> Axes:
+        """Frames of the atoms of a part, from the logits and weights of its heads. A generator draws one of
+        several that tie, None keeps them all."""
         raise NotImplementedError
 
 
 class MaxFrames(Frames):
     """Each head's own frame, along the images it attends to most."""
 
-    def __call__(
-        self,
-        part: Part,
-        logits: Float[Tensor, "rows heads slots"],
-        p: Float[Tensor, "rows heads slots"],
-        generator: torch.Generator | None,
-    ) -> Axes:
+    def __call__(self, part: Part, logits: Slots, p: Slots, generator: Generator | None) -> Axes:
         return strongest_axes(part, logits, generator)
 
 
@@ -243,13 +235,7 @@ class ContinuousFrames(Frames):
     Training averages too, nothing is drawn.
     """
 
-    def __call__(
-        self,
-        part: Part,
-        logits: Float[Tensor, "rows heads slots"],
-        p: Float[Tensor, "rows heads slots"],
-        generator: torch.Generator | None,
-    ) -> Axes:
+    def __call__(self, part: Part, logits: Slots, p: Slots, generator: Generator | None) -> Axes:
         return continuous_axes(part, logits)
 
 
@@ -259,13 +245,7 @@ class StaticFrames(Frames):
     The published code takes exp(+r²) for the second axis, the farthest image; this is what is meant.
     """
 
-    def __call__(
-        self,
-        part: Part,
-        logits: Float[Tensor, "rows heads slots"],
-        p: Float[Tensor, "rows heads slots"],
-        generator: torch.Generator | None,
-    ) -> Axes:
+    def __call__(self, part: Part, logits: Slots, p: Slots, generator: Generator | None) -> Axes:
         axes = strongest_axes(part, -part.squared[:, None, :], generator)
         rows = torch.arange(len(part.atom), device=logits.device)
         return axes.spread(rows.repeat_interleave(logits.shape[1]))
@@ -281,13 +261,7 @@ class WeightedPCAFrames(Frames):
 
     sees_hands = False
 
-    def __call__(
-        self,
-        part: Part,
-        logits: Float[Tensor, "rows heads slots"],
-        p: Float[Tensor, "rows heads slots"],
-        generator: torch.Generator | None,
-    ) -> Axes:
+    def __call__(self, part: Part, logits: Slots, p: Slots, generator: Generator | None) -> Axes:
         with torch.no_grad():
             r = part.direction * part.squared.sqrt()[:, :, None]
             outer = (r[:, :, :, None] * r[:, :, None, :]).flatten(2)
@@ -298,13 +272,7 @@ class WeightedPCAFrames(Frames):
 class _CrystalFrames(Frames):
     """One set of frames a crystal, for all atoms, heads and layers."""
 
-    def __call__(
-        self,
-        part: Part,
-        logits: Float[Tensor, "rows heads slots"],
-        p: Float[Tensor, "rows heads slots"],
-        generator: torch.Generator | None,
-    ) -> Axes:
+    def __call__(self, part: Part, logits: Slots, p: Slots, generator: Generator | None) -> Axes:
         assert part.of_crystals is not None
         return part.of_crystals.spread(part.crystal.repeat_interleave(logits.shape[1]))
 
@@ -322,7 +290,7 @@ class PCAFrames(_CrystalFrames):
     sees_cell = True
     sphere: ClassVar[dict[str, Any]] = {"primitive": False, "as_listed": True}
 
-    def of_crystals(self, batch: Batch, generator: torch.Generator | None) -> Axes:
+    def of_crystals(self, batch: Batch, generator: Generator | None) -> Axes:
         """Axes of the cells of a batch; gradients flow through those that exist."""
         crystal = batch.crystal_index
         position = torch.einsum("na,nab->nb", batch.frac_coords, batch.lattice[crystal])
@@ -343,7 +311,7 @@ class LatticeFrames(_CrystalFrames):
 
     sphere: ClassVar[dict[str, Any]] = {"lattice_frames": True}
 
-    def of_crystals(self, batch: Batch, generator: torch.Generator | None) -> Axes:
+    def of_crystals(self, batch: Batch, generator: Generator | None) -> Axes:
         """Axes of the lattices of a batch; gradients flow through the translations."""
         vectors = nn.functional.normalize(batch.frame_vectors(), dim=2)
         assert batch.frames is not None

@@ -44,19 +44,6 @@ def normals(
     return torch.special.ndtri(uniforms(seed, chain, step, purpose, width))
 
 
-def atom_normals(
-    seed: int,
-    chain: Int[Tensor, " crystals"],
-    num_atoms: Int[Tensor, " crystals"],
-    step: int,
-    purpose: int,
-) -> Float[Tensor, "atoms 3"]:
-    """Three for each atom, by its place in its crystal."""
-    most = int(num_atoms.max()) if len(num_atoms) else 0
-    inside = torch.arange(most, device=chain.device) < num_atoms[:, None]
-    return normals(seed, chain, step, purpose, 3 * most).view(-1, most, 3)[inside]
-
-
 def atom_uniforms(
     seed: int,
     chain: Int[Tensor, " crystals"],
@@ -68,3 +55,14 @@ def atom_uniforms(
     most = int(num_atoms.max()) if len(num_atoms) else 0
     inside = torch.arange(most, device=chain.device) < num_atoms[:, None]
     return uniforms(seed, chain, step, purpose, 3 * most).view(-1, most, 3)[inside]
+
+
+def atom_normals(
+    seed: int,
+    chain: Int[Tensor, " crystals"],
+    num_atoms: Int[Tensor, " crystals"],
+    step: int,
+    purpose: int,
+) -> Float[Tensor, "atoms 3"]:
+    """Three of mean 0 and variance 1 for each atom, by its place in its crystal."""
+    return torch.special.ndtri(atom_uniforms(seed, chain, num_atoms, step, purpose))

@@ -14,9 +14,8 @@ from scipy.special import ndtr
 from facetry.chemistry import Formula
 from facetry.crystal import Crystal
 from facetry.evaluation.duplicates import fingerprints
-from facetry.tasks.energies import Energies
 from facetry.tasks.generate import Candidate
-from facetry.tasks.search_box import SearchBox, energies_at
+from facetry.tasks.search_box import BoxSearch, SearchBox, energies_at
 
 __all__ = ["BayesianSearch", "GaussianProcess", "expected_improvement"]
 
@@ -82,7 +81,7 @@ def expected_improvement(
     return (best - mean) * ndtr(z) + spread * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
 
 
-class BayesianSearch:
+class BayesianSearch(BoxSearch):
     """The method `bo`: random structures first; then, batch by batch, those of the highest expected
     improvement among new random ones and changed copies of the best.
 
@@ -116,31 +115,19 @@ class BayesianSearch:
             raise ValueError(f"initial: expected 2 to evaluations ({evaluations}), got {initial}")
         if not 1 <= batch <= pool:
             raise ValueError(f"batch: expected 1 to pool ({pool}), got {batch}")
-        if not 0 <= closest <= 1.2:
-            raise ValueError(f"closest: expected a share from 0 to 1.2, got {closest}")
-        self.energies = Energies(energy, batch_size, device)
+        super().__init__(energy, closest, batch_size, device)
         self.evaluations, self.initial, self.batch, self.pool = evaluations, initial, batch, pool
-        self.closest = float(closest)
-
-    @property
-    def energy_unit(self) -> str:
-        """Of the energy that is minimised."""
-        return self.energies.unit
 
     def candidates(
         self, formula: Formula, count: int, seed: int, atoms: int | None = None
     ) -> Iterator[Candidate]:
         """All structures that were evaluated, lowest energy first."""
-        box = SearchBox(formula if atoms is None else formula.with_atoms(atoms), self.closest)
+        box = self.box(formula, atoms)
         points, energy = self.optimised(box, seed)
         order = np.argsort(energy, kind="stable")
         order = order[np.isfinite(energy[order])]
         for number, crystal in zip(order, box.crystals(points[order]), strict=True):
             yield Candidate(crystal, float(energy[number]), f"evaluation {number + 1}")
-
-    def nothing(self, formula: Formula, atoms: int | None) -> str:
-        """Why there are no candidates for a formula."""
-        return "the energy has no value for any structure of it"
 
     def optimised(
         self, box: SearchBox, seed: int

@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float
 from facetry.chemistry import Formula, expected_volume
 from facetry.chemistry.volume import covalent_radii
 from facetry.crystal import Crystal
+from facetry.tasks.energies import Energies
 from facetry.tasks.random_search import RandomSearch
 
-__all__ = ["SearchBox"]
+__all__ = ["BoxSearch", "SearchBox"]
 
 _SHORT, _LONG = 0.4, 2.2  # lengths in units of the cube root of the expected volume
 _SHARP, _BLUNT = 50.0, 130.0  # angles in degrees; reduced cells have 60 to 120
@@ -111,6 +112,29 @@ class SearchBox:
         if not found:
             raise ValueError(f"{self.formula}: no room for its atoms at closest={self.closest:g}; lower it")
         return np.array((found * count)[:count])
+
+
+class BoxSearch:
+    """What methods share that minimise an energy in a box; `closest` as in `SearchBox`."""
+
+    def __init__(self, energy: Any, closest: float | int, batch_size: int | None, device: Any) -> None:
+        if not 0 <= closest <= 1.2:
+            raise ValueError(f"closest: expected a share from 0 to 1.2, got {closest}")
+        self.energies = Energies(energy, batch_size, device)
+        self.closest = float(closest)
+
+    @property
+    def energy_unit(self) -> str:
+        """Of the energy that is minimised."""
+        return self.energies.unit
+
+    def box(self, formula: Formula, atoms: int | None) -> SearchBox:
+        """Where structures of a formula are looked for."""
+        return SearchBox(formula if atoms is None else formula.with_atoms(atoms), self.closest)
+
+    def nothing(self, formula: Formula, atoms: int | None) -> str:
+        """Why there are no candidates for a formula."""
+        return "the energy has no value for any structure of it"
 
 
 def energies_at(box: SearchBox, points: Any, energies: Any) -> Float[np.ndarray, " points"]:

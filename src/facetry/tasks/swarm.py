@@ -9,14 +9,13 @@ import numpy as np
 from jaxtyping import Float
 
 from facetry.chemistry import Formula
-from facetry.tasks.energies import Energies
 from facetry.tasks.generate import Candidate
-from facetry.tasks.search_box import SearchBox, energies_at
+from facetry.tasks.search_box import BoxSearch, SearchBox, energies_at
 
 __all__ = ["ParticleSwarm"]
 
 
-class ParticleSwarm:
+class ParticleSwarm(BoxSearch):
     """The method `pso`: as many swarms as structures are wanted, moved and evaluated side by side; each gives
     the best point that one of its particles has seen.
 
@@ -53,31 +52,20 @@ class ParticleSwarm:
             raise ValueError(
                 f"inertia, pull: expected 0 to 1 and 0 to 2.5, where swarms settle, got {inertia} and {pull}"
             )
-        if not 0 <= closest <= 1.2:
-            raise ValueError(f"closest: expected a share from 0 to 1.2, got {closest}")
-        self.energies = Energies(energy, batch_size, device)
+        super().__init__(energy, closest, batch_size, device)
         self.particles, self.generations = particles, generations
-        self.inertia, self.pull, self.closest = float(inertia), float(pull), float(closest)
-
-    @property
-    def energy_unit(self) -> str:
-        """Of the energy that is minimised."""
-        return self.energies.unit
+        self.inertia, self.pull = float(inertia), float(pull)
 
     def candidates(
         self, formula: Formula, count: int, seed: int, atoms: int | None = None
     ) -> Iterator[Candidate]:
         """The best point of each of `count` swarms, lowest energy first."""
-        box = SearchBox(formula if atoms is None else formula.with_atoms(atoms), self.closest)
+        box = self.box(formula, atoms)
         points, energy = self.optimised(box, count, seed)
         for number in np.argsort(energy, kind="stable"):
             if np.isfinite(energy[number]):
                 (crystal,) = box.crystals(points[number][None])
                 yield Candidate(crystal, float(energy[number]), f"swarm {number + 1}")
-
-    def nothing(self, formula: Formula, atoms: int | None) -> str:
-        """Why there are no candidates for a formula."""
-        return "the energy has no value for any structure of it"
 
     def optimised(
         self, box: SearchBox, swarms: int, seed: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from facetry.models.base import EnergyModel
 from facetry.training.console import duration
 from facetry.training.contrast import Buffer, Compositions, denoising_loss, negatives, noised
 from facetry.training.loop import Fitting
-from facetry.training.recipe import GenerateOptions, TrainingOptions
+from facetry.training.recipe import GenerateOptions
 from facetry.training.run import Training
-from facetry.training.source import Order, Rounds, Source
-from facetry.training.state import Keeper, Progress, ResumePoint, section
+from facetry.training.source import Source
+from facetry.training.state import Keeper, Progress, ResumePoint, Setup, section
 
 _JUDGED = 512  # crystals of a split whose energies are compared with those of noise
 
@@ -27,22 +27,10 @@ class GenerateFitting(Fitting):
 
     network: EnergyModel
 
-    def __init__(
-        self,
-        network: EnergyModel,
-        generate: GenerateOptions,
-        options: TrainingOptions,
-        train: Source,
-        val: Source | None,
-        keeper: Keeper | None,
-        point: ResumePoint | None,
-        on_epoch: Callable[[Fitting, bool], None],
-    ):
-        order: Order | Rounds = Order(len(train), options.batch_size, options.drop_last, options.seed)
-        if generate.validate_every is not None:
-            order = Rounds(order, generate.validate_every)
-        super().__init__(network, options, train, val, keeper, point, on_epoch, order)
+    def __init__(self, network: EnergyModel, setup: Setup, generate: GenerateOptions):
+        super().__init__(network, setup, generate.validate_every)
         self.generate = generate
+        train, point = setup.train, setup.point
         self.compositions = Compositions.of(Batch.from_crystals(train.crystals))
         most = max(generate.most_atoms, int(self.compositions.num_atoms.max()))
         self.buffer = Buffer(len(train), most) if generate.buffer else None
@@ -124,8 +112,7 @@ class GenerateTraining(Training):
 
     def _fitting(self, keeper: Keeper | None, point: ResumePoint | None) -> Fitting:
         assert self.recipe.generate is not None
-        ends = self.sources["train"], self.sources.get("val"), keeper, point
-        return GenerateFitting(self.model, self.recipe.generate, self.options, *ends, self._epoch_ended)
+        return GenerateFitting(self.model, self._setup(keeper, point), self.recipe.generate)
 
     def _judge(self, progress: Progress, device: torch.device) -> tuple[dict, dict[str, dict[str, float]]]:
         assert self.recipe.generate is not None

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import lightning.pytorch as pl
@@ -33,8 +33,8 @@ from facetry.training.losses import balanced_weights, loss_sum, standardise
 from facetry.training.recipe import TrainingError, TrainingOptions
 from facetry.training.schedule import averaging_start, rate_of_run
 from facetry.training.scores import flat_metrics, network_outputs, score_targets, selection_score
-from facetry.training.source import Order, Rounds, Source, draw_seed
-from facetry.training.state import Keeper, Progress, ResumePoint, pack_state, restore_optimizer, section
+from facetry.training.source import Order, Rounds, draw_seed
+from facetry.training.state import Progress, Setup, pack_state, restore_optimizer, section
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _SHORT_EPOCH = 2.0  # seconds; resume points are not written more often than this
@@ -72,22 +72,14 @@ class Fitting(pl.LightningModule):
     Subclasses say what the loss of a part is (`part_loss`) and how good the network is (`validate`).
     """
 
-    def __init__(
-        self,
-        network: Model,
-        options: TrainingOptions,
-        train: Source,
-        val: Source | None,
-        keeper: Keeper | None,
-        point: ResumePoint | None,
-        on_epoch: Callable[[Fitting, bool], None],
-        order: Order | Rounds | None = None,
-    ):
+    def __init__(self, network: Model, setup: Setup, validate_every: int | None = None):
         super().__init__()
-        self.network, self.options = network, options
-        self._sources = (train, val)
-        self._keeper, self._point, self._on_epoch = keeper, point, on_epoch
-        self.order = order or Order(len(train), options.batch_size, options.drop_last, options.seed)
+        self.network, self.options = network, setup.options
+        self._sources = (setup.train, setup.val)
+        self._keeper, self._point, self._on_epoch = setup.keeper, setup.point, setup.on_epoch
+        options, point = setup.options, setup.point
+        order = Order(len(setup.train), options.batch_size, options.drop_last, options.seed)
+        self.order = order if validate_every is None else Rounds(order, validate_every)
         self.total_steps = total_steps(options, self.order)
         self.epochs = -(-self.total_steps // self.order.steps_per_epoch)
         self.progress = point.progress if point else Progress()
@@ -291,23 +283,14 @@ class PropertyFitting(Fitting):
 
     network: PropertyModel
 
-    def __init__(
-        self,
-        network: PropertyModel,
-        targets: list[Target],
-        options: TrainingOptions,
-        train: Source,
-        val: Source | None,
-        keeper: Keeper | None,
-        point: ResumePoint | None,
-        on_epoch: Callable[[Fitting, bool], None],
-    ):
-        super().__init__(network, options, train, val, keeper, point, on_epoch)
+    def __init__(self, network: PropertyModel, setup: Setup, targets: list[Target]):
+        super().__init__(network, setup)
         self.targets = targets
-        self._labels = torch.from_numpy(standardise(targets, train.labels.numpy()))
-        balanced = options.class_weights == "balanced"
-        self._class_weights = balanced_weights(targets, train.labels.numpy()) if balanced else None
-        self._forward = (torch.compile(network, dynamic=True) if options.compile else network,)
+        labels = setup.train.labels.numpy()
+        self._labels = torch.from_numpy(standardise(targets, labels))
+        balanced = self.options.class_weights == "balanced"
+        self._class_weights = balanced_weights(targets, labels) if balanced else None
+        self._forward = (torch.compile(network, dynamic=True) if self.options.compile else network,)
 
     def part_loss(self, mine: np.ndarray, chosen: np.ndarray, seed: int) -> tuple[Tensor, Tensor, int]:
         """The loss of every label that is there."""

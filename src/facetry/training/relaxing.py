@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from facetry.data.crystals import CrystalTable
 from facetry.evaluation.relaxation import UNITS, Cells, RelaxScores, largest_stretch, means, relax_scores
 from facetry.geometry.lattice import cell_parameters
-from facetry.geometry.ragged import offsets, ranges
+from facetry.geometry.ragged import items_in
 from facetry.graph.batch import Batch
 from facetry.graph.neighbors import bare
 from facetry.models.base import LatticeModel, Relaxation
@@ -32,10 +32,11 @@ from facetry.training.noise import (
     niggli_cells,
     varied,
 )
-from facetry.training.recipe import RelaxOptions, TrainingOptions
+from facetry.training.recipe import RelaxOptions
 from facetry.training.run import Training
-from facetry.training.source import Order, Rounds, Source
-from facetry.training.state import Keeper, Progress, ResumePoint
+from facetry.training.scores import gathered
+from facetry.training.source import Order, Source
+from facetry.training.state import Keeper, Progress, ResumePoint, Setup
 
 _HEADLINES = ("length_gain", "angle_gain", "length_mae", "angle_mae", "position_rmsd")
 
@@ -69,8 +70,7 @@ class Disturbed(Source):
         """The places of the atoms of the chosen crystals among all atoms of the split."""
         assert self.packed is not None
         chosen = torch.from_numpy(rows).to(self.packed.device)
-        start, count = offsets(self.packed.num_atoms)[:-1][chosen], self.packed.num_atoms[chosen]
-        return ranges(start, count).cpu()
+        return items_in(chosen, self.packed.num_atoms).cpu()
 
     def task(
         self, rows: Int[np.ndarray, " chosen"], device: torch.device, noise: Noise | torch.Generator
@@ -154,11 +154,7 @@ def relaxed_cells(
     parts = {}
     for number, given, true, found in relaxed_pieces(model, source, batch_size, device, rank, world):
         parts[number] = piece_of_cells(given, true, found, source.options.task)
-    if world > 1:
-        shares: list = [None] * world
-        torch.distributed.all_gather_object(shares, parts)
-        parts = {number: part for share in shares for number, part in share.items()}
-    return Cells.concatenate([parts[number] for number in sorted(parts)])
+    return Cells.concatenate(gathered(parts, world))
 
 
 def rest_limits(
@@ -223,23 +219,11 @@ class RelaxFitting(Fitting):
 
     network: LatticeModel
 
-    def __init__(
-        self,
-        network: LatticeModel,
-        relax: RelaxOptions,
-        options: TrainingOptions,
-        train: Disturbed,
-        val: Disturbed | None,
-        keeper: Keeper | None,
-        point: ResumePoint | None,
-        on_epoch: Callable[[Fitting, bool], None],
-    ):
-        order: Order | Rounds = Order(len(train), options.batch_size, options.drop_last, options.seed)
-        if relax.validate_every is not None:
-            order = Rounds(order, relax.validate_every)
-        super().__init__(network, options, train, val, keeper, point, on_epoch, order)
+    def __init__(self, network: LatticeModel, setup: Setup, relax: RelaxOptions):
+        super().__init__(network, setup, relax.validate_every)
         self.relax = relax
-        self._scale = Normalisation.of(cell_parameters(train.lattice))
+        assert isinstance(setup.train, Disturbed)
+        self._scale = Normalisation.of(cell_parameters(setup.train.lattice))
 
     def part_loss(self, mine: np.ndarray, chosen: np.ndarray, seed: int) -> tuple[Tensor, Tensor, int]:
         """The mean loss of the crystals, times their number; the noise follows from the seed of the step."""
@@ -282,8 +266,7 @@ class RelaxTraining(Training):
 
     def _fitting(self, keeper: Keeper | None, point: ResumePoint | None) -> Fitting:
         assert self.recipe.relax is not None
-        ends = self.sources["train"], self.sources.get("val"), keeper, point
-        return RelaxFitting(self.model, self.recipe.relax, self.options, *ends, self._epoch_ended)
+        return RelaxFitting(self.model, self._setup(keeper, point), self.recipe.relax)
 
     def _judge(self, progress: Progress, device: torch.device) -> tuple[dict, dict[str, RelaxScores]]:
         assert self.recipe.relax is not None

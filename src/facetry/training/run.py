@@ -67,7 +67,7 @@ from facetry.training.scores import (
     score_targets,
 )
 from facetry.training.source import Source, disordered_rows, stream
-from facetry.training.state import Keeper, Progress, ResumePoint, section
+from facetry.training.state import Keeper, Progress, ResumePoint, Setup, section
 
 if TYPE_CHECKING:
     from facetry.data.dataset import Dataset, Splits
@@ -285,16 +285,11 @@ class Training:
     def _fitting(self, keeper: Keeper | None, point: ResumePoint | None) -> Fitting:
         from facetry.training.loop import PropertyFitting
 
-        return PropertyFitting(
-            self.model,
-            self.targets,
-            self.options,
-            self.sources["train"],
-            self.sources.get("val"),
-            keeper,
-            point,
-            self._epoch_ended,
-        )
+        return PropertyFitting(self.model, self._setup(keeper, point), self.targets)
+
+    def _setup(self, keeper: Keeper | None, point: ResumePoint | None) -> Setup:
+        train, val = self.sources["train"], self.sources.get("val")
+        return Setup(self.options, train, val, keeper, point, self._epoch_ended)
 
     def _judge(self, progress: Progress, device: torch.device) -> tuple[dict, dict[str, list]]:
         """Calibration and metrics of the final weights."""

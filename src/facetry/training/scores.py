@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from facetry.training.source import Source
 
 if TYPE_CHECKING:
     from facetry.models.base import PropertyModel
+
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -44,11 +46,16 @@ def network_outputs(
             batch = model.training_batch(batch, torch.Generator().manual_seed(number))
         parts[number] = model(batch).double().cpu().numpy()
     model.train(was_training)
+    return np.concatenate(gathered(parts, world))
+
+
+def gathered(parts: dict[int, T], world: int) -> list[T]:
+    """The numbered parts that each of several processes has made, in order; every process gets all."""
     if world > 1:
         shares: list = [None] * world
         torch.distributed.all_gather_object(shares, parts)
         parts = {number: part for share in shares for number, part in share.items()}
-    return np.concatenate([parts[number] for number in range(len(pieces))])
+    return [parts[number] for number in sorted(parts)]
 
 
 @torch.no_grad()

@@ -12,14 +12,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from facetry.training.checkpoint import ModelError, read_tensors
 from facetry.training.files import fill_file, remove_leftovers, share_file, tensor_bytes, write_folder
+
+if TYPE_CHECKING:
+    from facetry.training.loop import Fitting
+    from facetry.training.recipe import TrainingOptions
+    from facetry.training.source import Source
 
 
 @dataclass
@@ -115,6 +122,19 @@ class Keeper:
         return ResumePoint(
             progress, read_tensors(path / "state.safetensors"), read_tensors(best) if best.exists() else None
         )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a fitting reads, where it goes on from, and who hears of it: `on_epoch` is called after every
+    validation, with whether its weights are the best so far."""
+
+    options: TrainingOptions
+    train: Source
+    val: Source | None
+    keeper: Keeper | None
+    point: ResumePoint | None
+    on_epoch: Callable[[Fitting, bool], None]
 
 
 def pack_state(
