@@ -276,6 +276,25 @@ def filled_page(text: str) -> str:
     return _with_table(text, "ablation", ablation(), PAGE.name)
 
 
+def _scores(receipt: dict) -> dict:
+    """Metric -> value, lower, upper; of structures from formulas the match rate in % and the RMSE."""
+    if "scores" not in receipt:
+        test = receipt["metrics"]["test"]
+        return test[0] if isinstance(test, list) else test
+    score = max((s for s in receipt["scores"] if not s["valid_only"]), key=lambda s: s["k"])
+    bounds = max(receipt["intervals"], key=lambda i: i["k"])
+    rate = [100 * x for x in (score["match_rate"], *bounds["match_rate"])]
+    return {"match_rate": rate, "rmse": [score["rmse"], *bounds["rmse"]]}
+
+
+def _shortened(receipt: dict) -> list[str]:
+    """In what a run falls short of the published one."""
+    if "scores" not in receipt:
+        return receipt["shortened"]
+    count, of = receipt["data"]["crystals"], receipt["data"]["of"]
+    return [f"{count} of {of} test crystals"] if count < of else []
+
+
 def published() -> str:
     """What the receipts say of published rows: the file that `facetry reproduce list` reads."""
     found: dict[str, list[dict]] = {}
@@ -284,8 +303,9 @@ def published() -> str:
         for name in [row["reproduces"]] if "reproduces" in row else []:
             files = row.get("receipts") or [row["receipt"]]
             receipts = [json.loads((ROOT / "accuracy" / n).read_text()) for n in files]
-            tests = [receipt["metrics"]["test"] for receipt in receipts]
-            scores = [test[0] if isinstance(test, list) else test for test in tests]
+            trained = [row["training"]] if "training" in row else []
+            trainings = [json.loads((ROOT / "accuracy" / n).read_text()) for n in trained]
+            scores = [_scores(receipt) for receipt in receipts]
             metrics = {}
             for metric, first in scores[0].items():
                 if not isinstance(first, list):
@@ -300,8 +320,8 @@ def published() -> str:
                 {
                     "metrics": metrics,
                     "run": row["run"],
-                    "shortened": sorted({reason for receipt in receipts for reason in receipt["shortened"]}),
-                    "minutes": round(sum(receipt["seconds"] for receipt in receipts) / 60),
+                    "shortened": sorted({reason for receipt in receipts for reason in _shortened(receipt)}),
+                    "minutes": round(sum(r["seconds"] for r in [*receipts, *trainings]) / 60),
                     "receipts": [f"benchmarks/accuracy/{name}" for name in files],
                 }
             )

@@ -245,7 +245,7 @@ def audit_baselines() -> str:
 
 def published_rows() -> str:
     """The published rows that ship, with ours where there is a receipt."""
-    from facetry.training.reproduce import load_rows, ours
+    from facetry.tasks.published import load_rows, ours
 
     lines = ["| name | published | ours | recipe | data |", "|---|---|---|---|---|"]
     known = ours()
@@ -255,10 +255,17 @@ def published_rows() -> str:
         if mine:
             numbers = ", ".join(f"{mine[0]['metrics'][m][0]:.4g}" for m in row.published)
             cell = f"{numbers} ({mine[0]['run']})"
-        numbers = ", ".join(row.words(m) for m in row.published)
+        numbers = row.numbers()
         data = "as published" if row.comparable else "another"
         lines.append(f"| `{row.name}` | {numbers} | {cell} | `{row.recipe}` | {data} |")
     return "\n".join(lines)
+
+
+def not_at_hand() -> str:
+    """Tables and rows of the papers that are not listed, with the reason."""
+    from facetry.tasks.published import not_at_hand as missing
+
+    return "\n".join(f"- {paper}: {'; '.join(reasons)}." for paper, reasons in missing().items())
 
 
 def _cell(text: str) -> str:
@@ -283,6 +290,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "audit_findings": audit_findings,
     "audit_baselines": audit_baselines,
     "published_rows": published_rows,
+    "not_at_hand": not_at_hand,
 }
 
 

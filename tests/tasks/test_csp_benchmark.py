@@ -11,6 +11,7 @@ from benchmarks import csp, csp_limits
 import facetry
 from facetry.crystal import Crystal
 from facetry.tasks.energy_chains import EnergyChains
+from facetry.tasks.rediscover import chosen_rows, intervals
 from facetry.tasks.sampling_store import SamplingStore
 from facetry.training import save_model
 from tests import crystals as known
@@ -24,11 +25,11 @@ class Killed(Exception):
 
 
 def test_the_choice_of_crystals_is_fixed():
-    assert csp.chosen_rows(5, None).tolist() == csp.chosen_rows(5, 9).tolist() == [0, 1, 2, 3, 4]
-    rows = csp.chosen_rows(3785, 500)
+    assert chosen_rows(5, None).tolist() == chosen_rows(5, 9).tolist() == [0, 1, 2, 3, 4]
+    rows = chosen_rows(3785, 500)
     assert len(set(rows.tolist())) == 500
     assert (np.diff(rows) > 0).all()
-    assert rows.tolist() == csp.chosen_rows(3785, 500).tolist()
+    assert rows.tolist() == chosen_rows(3785, 500).tolist()
 
 
 def test_receipts_of_a_model_and_of_templates(data_folder, tmp_path, monkeypatch, capsys):
@@ -89,7 +90,7 @@ def test_intervals_and_mistakes(capsys):
         def best(self, k):
             return np.array([0.1, 0.3, np.nan, np.nan] * 25)
 
-    (row,) = csp.intervals(Found())
+    (row,) = intervals(Found())
     assert row["match_rate"][0] < 0.5 < row["match_rate"][1]
     assert row["rmse"][0] < 0.2 < row["rmse"][1]
     for call in (["--data", "perov5", "-o", "x"], ["m", "--method", "rs", "--data", "perov5", "-o", "x"],
