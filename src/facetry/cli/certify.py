@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -88,6 +89,8 @@ def certify(
         raise Mistake(f"{model} is a class of models, not a trained one; add --random for random weights")
     else:
         network = load(model)
+    folder = out or free_folder("certificate-" + re.sub(r"[^\w.+-]+", "_", Path(model).name).strip("._"))
+    _check_writable(folder)
     progress = Progress("measured", None if paths else len(suite()))
     try:
         found = measured(
@@ -101,10 +104,19 @@ def certify(
         )
     finally:
         progress.close()
-    folder = out or free_folder("certificate-" + re.sub(r"[^\w.+-]+", "_", Path(model).name).strip("._"))
     files = found.write(folder)
     print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
     print(f"{folder}/: {', '.join(p.name for p in files)}", file=sys.stderr)
     if found.failures:
         return NOT_SYMMETRIC
     return OK if all(row.status == "ok" for row in found.rows) else SOME_FAILED
+
+
+def _check_writable(folder: Path) -> None:
+    """Makes the folder, minutes before something is written there. Raises Mistake where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise Mistake(f"-o {folder}: expected a folder to write into, got: {error.strerror}") from None

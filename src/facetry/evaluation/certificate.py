@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from facetry.evaluation.continuity import KINDS, SMOOTH, Followed, largest
+from facetry.evaluation.continuity import MOST_LARGE_ATOMS, SMOOTH, WAYS, Followed, Kind, largest
 from facetry.evaluation.symmetry import CHECKS, Finding, Measured
 from facetry.models.base import Symmetry
 
@@ -25,6 +25,8 @@ WORDS = {
     "supercell": "supercell",
     "reflection": "mirror image",
 }
+NOT_FOLLOWED = f"no crystal of 2 to {MOST_LARGE_ATOMS} atoms was deformed"
+_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,11 @@ class Certificate:
             for f in checks.values()
             if f.verdict == "fails"
         ]
-        for kind, unit in KINDS.items():
+        for kind, (title, unit) in WAYS.items():
             worst = largest(self.followed, kind)
-            if self.continuous and worst is not None and worst.jump > SMOOTH * self.spread:
-                found.append(f"continuity: {jump_words(worst, self.unit, unit)}")
+            if worst is not None and self.jump_verdict(kind) == "fails":
+                jump = _measured(worst.jump, self.unit)
+                found.append(f"continuity, {title}: jumps by {jump} at {place_words(worst, unit)}")
         return found + [
             f"{e.title}: {e.value:.1e}, allowed {e.allowed:.1e}" for e in self.extras if e.verdict == "fails"
         ]
@@ -142,6 +145,7 @@ class Certificate:
             "scale": self.scale,
             "spread": self.spread,
             "checks": {s: {c: f.to_dict() for c, f in found.items()} for s, found in self.series.items()},
+            "jumps": {kind: self.jump_verdict(kind) for kind in WAYS},
             "continuity": [f.to_dict() for f in self.followed],
             "extras": [{**asdict(e), "value": _finite(e.value), "verdict": e.verdict} for e in self.extras],
             "crystals": [
@@ -168,6 +172,8 @@ class Certificate:
         return [folder / JSON, folder / PAGE]
 
     def __str__(self) -> str:
+        if not any(row.status == "ok" for row in self.rows):
+            return "\n".join([*self._head(), "", "no crystal got an answer: nothing was measured"])
         return "\n".join(
             [*self._head(), "", *self._checks(), "", *self._continuity(), *self._extras(), *self._end()]
         )
@@ -179,16 +185,26 @@ class Certificate:
         verb = "invariance to" if self.job != "relax" else "equivariance under"
         return [
             f"{self.title}: {self.model}, {self.parameters} parameters",
-            f"declares {verb} {', '.join(declared)}",
+            f"declares {verb} {', '.join(declared)}" if declared else "declares no symmetry",
             f"{used} {'crystal' if used == 1 else 'crystals'}{left}; standard deviation of answers"
             f" {_measured(self.spread, self.unit)}",
+            *self._left(),
         ]
 
+    def _left(self) -> list[str]:
+        """What got no answer, and why; the first of many."""
+        left = [row for row in self.rows if row.status != "ok"]
+        lines = [f"  {row.source or row.name}: {row.status}: {row.message}" for row in left[:_MOST_SHOWN]]
+        more = len(left) - len(lines)
+        return lines + [f"  and {more} more; all are in {PAGE}"] * (more > 0)
+
     def _checks(self) -> list[str]:
-        rows = [["largest change by", "declared", *self.series, "verdict"]]
+        unit = f", {self.unit}" if self.unit else ""
+        rows = [[f"largest change{unit}", "declared", *self.series, "verdict"]]
         for check, title in ((c, CHECKS[c].title) for c in CHECKS):
             found = [checks[check] for checks in self.series.values()]
             if not any(f.count for f in found):
+                rows.append([title, "yes" if found[0].due else "no", *[""] * len(found), "not measured"])
                 continue
             verdicts = {f.verdict for f in found if f.count}
             worst = next(v for v in ("fails", "differs", "holds", "same") if v in verdicts)
@@ -205,20 +221,44 @@ class Certificate:
         return _aligned(rows)
 
     def _continuity(self) -> list[str]:
-        lines = ["largest jump" + ("" if self.continuous else " (continuity is not declared)")]
-        for kind, unit in KINDS.items():
+        rounded = self.facts.get("precision", "float32")
+        unit = f", {self.unit}" if self.unit else ""
+        rows = [[f"largest jump{unit}", "declared", "float64", f"{rounded} adds", "verdict", ""]]
+        declared = "yes" if self.continuous else "no"
+        for kind, (title, unit) in WAYS.items():
             worst = largest(self.followed, kind)
             if worst is None:
+                rows.append([title, declared, "", "", "not measured", self.why_not(kind)])
                 continue
-            smooth = worst.jump <= SMOOTH * self.spread
-            words = "none" if smooth else jump_words(worst, self.unit, unit)
-            share = (
-                ""
-                if smooth or not self.spread
-                else f" ({100 * worst.jump / self.spread:.2g} % of the spread)"
+            adds = [f.rounding for f in self.followed if f.kind == kind and f.rounding is not None]
+            smooth = self.smooth(worst)
+            share = f", {100 * worst.jump / self.spread:.2g} % of the spread" if self.spread else ""
+            words = "" if smooth else f"at {place_words(worst, unit)}{share}"
+            jump = "none" if smooth else _number(worst.jump)
+            rows.append(
+                [title, declared, jump, _number(max(adds)) if adds else "", self.jump_verdict(kind), words]
             )
-            lines.append(f"  {kind:9s} {words}{share}")
-        return lines
+        if all(row[3] == "" for row in rows[1:]):
+            rows = [[*row[:3], *row[4:]] for row in rows]
+        return _aligned(rows)
+
+    def why_not(self, kind: Kind) -> str:
+        """Why a kind of deformation was not measured."""
+        problems = [f"{f.name}: {f.problem}" for f in self.followed if f.kind == kind]
+        return problems[0] if problems else NOT_FOLLOWED
+
+    def smooth(self, found: Followed) -> bool:
+        """Whether a jump is none: below a millionth of the spread between crystals."""
+        return found.jump <= SMOOTH * self.spread
+
+    def jump_verdict(self, kind: Kind) -> Literal["holds", "fails", "smooth", "jumps", "not measured"]:
+        """Of one kind of deformation: what is declared holds or fails; what is not is smooth or jumps."""
+        worst = largest(self.followed, kind)
+        if worst is None:
+            return "not measured"
+        if self.continuous:
+            return "holds" if self.smooth(worst) else "fails"
+        return "smooth" if self.smooth(worst) else "jumps"
 
     def _extras(self) -> list[str]:
         if not self.extras:
@@ -228,8 +268,6 @@ class Certificate:
 
     def _end(self) -> list[str]:
         lines = ["", "all that is declared holds" if self.ok else "FAILS:"]
-        if not any(row.status == "ok" for row in self.rows):
-            return ["", "no crystal got an answer: nothing was measured"]
         return lines + [f"  {text}" for text in self.failures]
 
 
@@ -260,11 +298,10 @@ def rows_of(
     return rows
 
 
-def jump_words(found: Followed, unit: str, place_unit: str) -> str:
-    """A jump, where it is and why."""
+def place_words(found: Followed, unit: str) -> str:
+    """Where a jump is and why."""
     bonds = f", {found.bonds} edges come or go" if found.bonds else ""
-    at = _measured(found.place, place_unit)
-    return f"{_measured(found.jump, unit)} at {at} on {found.name}{bonds}"
+    return f"{_measured(found.place, unit)} on {found.name}{bonds}"
 
 
 def _belongs(check: str, name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facetry._version import __version__
-from facetry.evaluation.continuity import KINDS, SMOOTH, largest
+from facetry.evaluation.continuity import SMOOTH, WAYS, largest
 from facetry.evaluation.crystal_view import POLICY
 from facetry.evaluation.plots import changes_plot, response_plot
 from facetry.evaluation.report import STYLE, html_table
@@ -19,8 +19,8 @@ from facetry.evaluation.symmetry import CHECKS, ROUNDINGS
 if TYPE_CHECKING:
     from facetry.evaluation.certificate import Certificate
 
-_BAD = {"fails"}
-_WAYS = {
+_PLOTS = ".plots figure { flex: 0 1 29rem; }\n"  # a third one is no larger than the first two
+_PICTURES = {
     "jitter": ("displacement of all atoms, Å", "All atoms move in random directions."),
     "strain": ("strain", "The cell is strained, symmetric, in a random direction."),
     "crossing": ("displacement of one atom, Å", "One atom moves on a line; bonds come and go."),
@@ -41,12 +41,12 @@ def certificate_page(found: Certificate) -> str:
         "<span>standard deviation of answers between crystals</span></div>",
     ]
     declared = [
-        [WORDS[n], "declared" if getattr(found.symmetry, n) else "not declared",
+        [WORDS[n], "yes" if getattr(found.symmetry, n) else "no",
          *(_number(found.worst(n, s)) for s in found.series), found.verdict(n)]
         for n in FIELDS
     ]  # fmt: skip
     unit = f", {found.unit}" if found.unit else ""
-    heads = ["symmetry", "", *(f"{s}{unit}" for s in found.series), "verdict"]
+    heads = ["symmetry", "declared", *(f"{s}{unit}" for s in found.series), "verdict"]
     parts = [
         f"<h1>{escape(found.title)}: symmetry certificate</h1>",
         f'<p class="sub">{escape(_subtitle(found))}</p>',
@@ -70,7 +70,7 @@ def certificate_page(found: Certificate) -> str:
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            f"<title>{escape(found.title)}: symmetry · facetry</title><style>{STYLE}</style></head><body>",
+            f"<title>{escape(found.title)}: symmetry · facetry</title><style>{STYLE}{_PLOTS}</style></head><body>",
             *parts,
             f"<footer>written by facetry {escape(__version__)}</footer></body></html>\n",
         ]
@@ -114,11 +114,11 @@ def _checks(found: Certificate) -> list[str]:
         "One rounding is what rounding does to the largest answer: the rounding unit of the network's"
         " precision, and that of float64 for each Å of the numbers that positions and the reduced cell are"
         " computed from. A"
-        f" declared symmetry holds where no crystal exceeds {ROUNDINGS:g}; other networks show one to twenty."
+        f" declared symmetry holds where no crystal exceeds {ROUNDINGS:g}; most networks stay below thirty."
     )
     picture = changes_plot(lines, f"change of the answer{unit}; zero at the left edge", transparent=True)
     return [_image(picture, "changes of the answer by every check"), f'<p class="note">{note}</p>',
-            html_table(heads, rows, numeric={3, 4, 5})]  # fmt: skip
+            html_table(heads, rows, numeric={3, 4, 5, 6})]  # fmt: skip
 
 
 def _continuity(found: Certificate) -> list[str]:
@@ -130,23 +130,47 @@ def _continuity(found: Certificate) -> list[str]:
         f"{'declared' if found.continuous else 'not declared by this model'}."
     )
     rows, pictures = [], []
-    for kind, place_unit in KINDS.items():
+    for kind, (title, place_unit) in WAYS.items():
         walked = [f for f in found.followed if f.kind == kind and not f.problem]
         worst = largest(found.followed, kind)
         if worst is None:
+            rows.append([title, 0, "", "", "", "", "", found.why_not(kind), "not measured"])
             continue
-        smooth = worst.jump <= SMOOTH * found.spread
+        smooth = found.smooth(worst)
         share = f"{worst.jump / found.spread:.1e}" if found.spread else ""
+        adds = [f.rounding for f in walked if f.rounding is not None]
+        added = _number(max(adds)) if adds else ""
         at = f"{_number(worst.place)} {place_unit}".strip()
-        verdict = ("holds" if smooth else "fails") if found.continuous else ("none" if smooth else "jumps")
-        rows.append([kind, len(walked), _number(worst.jump), share, at, worst.name, worst.bonds, verdict])
+        where = [] if smooth else [at, worst.bonds, worst.name]
+        rows.append(
+            [
+                title,
+                len(walked),
+                added,
+                _number(worst.jump),
+                share,
+                *(where or [""] * 3),
+                found.jump_verdict(kind),
+            ]
+        )
         jump = None if smooth else (worst.place, worst.jump)
         drawn = [(f.steps[1:], f.response[1:]) for f in walked]
-        label, words = _WAYS[kind]
+        label, words = _PICTURES[kind]
         png = response_plot(drawn, (label, f"change{unit}"), jump, kind != "crossing", transparent=True)
         pictures.append(_image(png, words, words + ("" if smooth else " Cross: the largest jump.")))
-    heads = ["deformation", "crystals", f"largest jump{unit}", "of the spread", "at", "on", "edges", ""]
-    return [f'<p class="note">{note}</p>', html_table(heads, rows, numeric={1, 2, 3, 6}),
+    rounded = found.facts.get("precision", "float32")
+    heads = [
+        "deformation",
+        "crystals",
+        f"{rounded} adds",
+        f"largest jump{unit}",
+        "of the spread",
+        "at",
+        "edges",
+        "on",
+        "",
+    ]
+    return [f'<p class="note">{note}</p>', html_table(heads, rows, numeric={1, 2, 3, 4, 6}),
             f'<div class="plots">{"".join(pictures)}</div>']  # fmt: skip
 
 

@@ -51,6 +51,17 @@ class Change:
         adjugate, determinant = _inverse(self.matrix)
         return (frac_coords[self.source] + self.step) @ adjugate / determinant
 
+    def lattice_back(self, lattice: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+        """Lattice rows in the old description, Å."""
+        adjugate, determinant = _inverse(self.matrix)
+        return adjugate @ lattice @ self.turn / determinant
+
+    def frac_coords_back(
+        self, frac_coords: Float[np.ndarray, "changed_atoms 3"]
+    ) -> Float[np.ndarray, "changed_atoms 3"]:
+        """Fractional coordinates in the old description, of each atom of the new one beside its `source`."""
+        return frac_coords @ self.matrix - self.step
+
     def __call__(self, crystal: Crystal) -> Crystal:
         """The same crystal (or its mirror image), described anew."""
         shares = crystal.occupancies

@@ -8,13 +8,14 @@ continuous where these arise:
     crossing    one atom on a straight line             0 to 0.4 Å, where a bond enters or leaves the graph
 
 On each the step that its neighbours explain least is halved again and again. What remains of a smooth change
-is its slope times 1e-8 of the step; what remains of a jump is the jump.
+is its slope times 1e-8 of the step; what remains of a jump is the jump. Jumps are looked for in float64,
+where nothing hides them; the same steps in the model's own precision tell what rounding adds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +29,13 @@ from facetry.evaluation.symmetry import Answer, Answers
 from facetry.graph.batch import Batch
 
 Kind = Literal["jitter", "strain", "crossing"]
-KINDS: dict[Kind, str] = {"jitter": "Å", "strain": "", "crossing": "Å"}
+WAYS: dict[Kind, tuple[str, str]] = {  # in words, and the unit of its size
+    "jitter": ("jitter of all atoms, 1e-8 to 1e-2 Å", "Å"),
+    "strain": ("strain of the cell, 1e-8 to 1e-2", ""),
+    "crossing": ("one atom past the cutoff", "Å"),
+}
+MOST_PATH_ATOMS = 40  # of crystals that are deformed little by little
+MOST_LARGE_ATOMS = 1000  # of the one that is where all are larger
 _SMALL = np.concatenate([[0.0], np.logspace(-8, -2, 13)])
 _LINE = np.linspace(0.0, 0.4, 25)
 _HALVINGS = 22
@@ -48,7 +55,8 @@ class Path:
 @dataclass(frozen=True)
 class Followed:
     """What happened on a path: how far the answer went from where it started at each of `steps` (in Å, or
-    strain), its largest jump and where, and how many bonds came or went there. `problem`: why it was left."""
+    strain), its largest jump and where, and how many bonds came or went there. `rounding`: by how much that
+    differs, at most, in the model's own precision (None: that is float64). `problem`: why it was left."""
 
     kind: Kind
     name: str
@@ -58,6 +66,7 @@ class Followed:
     place: float
     bonds: int
     problem: str = ""
+    rounding: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -92,46 +101,51 @@ def paths(crystal: Crystal, seed: int) -> list[Path]:
     return found
 
 
-def follow(answers: Answers, ways: Sequence[Path]) -> list[Followed]:
-    """Walks all paths side by side. A path on which some crystal gets no answer is left, with the reason."""
-    asked = answers([way.at(float(t)) for way in ways for t in way.steps])
+def follow(
+    answers: Answers,
+    ways: Sequence[Path],
+    own: Answers | None = None,
+    step: Callable[[int, int], None] | None = None,
+) -> list[Followed]:
+    """Walks all paths side by side. A path on which some crystal gets no answer is left, with the reason.
+    `own` answers in the model's own precision; `step` is called with the rounds that are done, and all."""
+    everything = [way.at(float(t)) for way in ways for t in way.steps]
+    asked = answers(everything)
+    rounded = own(everything) if own is not None else []
     walks: list[_Walk] = []
     found: list[Followed | _Walk] = []
     for way in ways:
         mine, asked = asked[: len(way.steps)], asked[len(way.steps) :]
+        theirs, rounded = rounded[: len(way.steps)], rounded[len(way.steps) :]
         problem = next((a for a in mine if isinstance(a, str)), "")
-        walk = None if problem else _Walk.begin(way, [a for a in mine if isinstance(a, Answer)])
-        if walk is None:
-            found.append(Followed(way.kind, way.name, (), (), 0.0, 0.0, 0, problem or "no bond came or went"))
-        else:
-            walks.append(walk)
-            found.append(walk)
-    for _ in range(_HALVINGS):
+        if problem:
+            found.append(Followed(way.kind, way.name, (), (), 0.0, 0.0, 0, problem))
+            continue
+        walk = _Walk(way, [a for a in mine if isinstance(a, Answer)])
+        walk.compare([a for a in theirs if isinstance(a, Answer)])
+        walks.append(walk)
+        found.append(walk)
+    for done in range(_HALVINGS):
         middles = answers([w.way.at((w.low + w.high) / 2) for w in walks]) if walks else []
         for walk, middle in zip(walks, middles, strict=True):
             walk.halve(middle)
+        if step is not None:
+            step(done + 1, _HALVINGS)
     return [f.finish() if isinstance(f, _Walk) else f for f in found]
 
 
 class _Walk:
-    """One path and the part of it that is looked at more and more closely."""
+    """One path and the part of it that is looked at more and more closely.
 
-    def __init__(
-        self, way: Path, answers: list[Answer], interval: int, slope: Float[np.ndarray, " n"]
-    ) -> None:
-        self.way, self.slope = way, slope
-        origin = answers[0].vector()
-        self.response = tuple(float(np.abs(a.vector() - origin).max()) for a in answers)
-        self.low, self.high = (float(t) for t in way.steps[interval : interval + 2])
-        self.before, self.after = answers[interval], answers[interval + 1]
-        self.problem = ""
+    It begins at the step that is least like its neighbours; on a crossing among those with another number of
+    bonds at their ends, where there are some. A network that finds its neighbours without a graph is followed
+    like the others.
+    """
 
-    @classmethod
-    def begin(cls, way: Path, answers: list[Answer]) -> _Walk | None:
-        """At the step that is least like its neighbours; on a crossing among those with another number of
-        bonds at their ends, None where there are none. A network that finds its neighbours without a graph is
-        followed like the others."""
+    def __init__(self, way: Path, answers: list[Answer]) -> None:
+        self.way = way
         values = np.stack([a.vector() for a in answers])
+        self.away = values - values[0]
         width = np.diff(way.steps)[:, None]
         slopes = np.diff(values, axis=0) / width
         beside = [[i for i in (n - 1, n + 1) if 0 <= i < len(slopes)] for n in range(len(slopes))]
@@ -139,13 +153,20 @@ class _Walk:
             min((float(np.abs((slopes[n] - slopes[i]) * width[n]).max()), i) for i in near)
             for n, near in enumerate(beside)
         ]
-        bonds = np.diff([a.edges for a in answers])
-        counted = way.kind == "crossing" and any(a.edges for a in answers)
-        allowed = np.flatnonzero(bonds) if counted else np.arange(len(odd))
-        if not len(allowed):
-            return None
-        chosen = max(allowed.tolist(), key=lambda n: odd[n][0])
-        return cls(way, answers, chosen, slopes[odd[chosen][1]])
+        bonds = np.flatnonzero(np.diff([a.edges for a in answers]))
+        allowed = bonds.tolist() if way.kind == "crossing" and len(bonds) else range(len(odd))
+        chosen = max(allowed, key=lambda n: odd[n][0])
+        self.slope = slopes[odd[chosen][1]]
+        self.low, self.high = (float(t) for t in way.steps[chosen : chosen + 2])
+        self.before, self.after = answers[chosen], answers[chosen + 1]
+        self.problem = ""
+        self.rounding: float | None = None
+
+    def compare(self, answers: list[Answer]) -> None:
+        """The same steps in another precision; where some have no answer there, nothing is said."""
+        if len(answers) == len(self.away):
+            values = np.stack([a.vector() for a in answers])
+            self.rounding = float(np.abs(values - values[0] - self.away).max())
 
     def halve(self, middle: Answer | str) -> None:
         """Keeps the half that is less like the slope beside, or the one in which a bond comes or goes."""
@@ -172,11 +193,12 @@ class _Walk:
             self.way.kind,
             self.way.name,
             tuple(float(t) for t in self.way.steps),
-            self.response,
+            tuple(float(np.abs(a).max()) for a in self.away),
             float(np.abs(rest).max()),
             (self.low + self.high) / 2,
             abs(self.after.edges - self.before.edges),
             self.problem,
+            self.rounding,
         )
 
 
@@ -189,9 +211,3 @@ def largest(followed: Sequence[Followed], kind: Kind) -> Followed | None:
     """The path of a kind with the largest jump; None where none was walked to its end."""
     walked = [f for f in followed if f.kind == kind and not f.problem]
     return max(walked, key=lambda f: f.jump, default=None)
-
-
-def scaled(followed: Followed, factor: float) -> Followed:
-    """The same in another unit of the answer."""
-    response = tuple(factor * r for r in followed.response)
-    return replace(followed, response=response, jump=factor * followed.jump)

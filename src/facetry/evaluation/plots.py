@@ -226,7 +226,9 @@ def changes_plot(
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     axes.set_xlabel(label)
-    axes.legend(frameon=False, labelcolor=INK, loc="lower right")
+    if rows:
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": len(groups)}  # clear of the points
+        axes.legend(frameon=False, labelcolor=INK, borderaxespad=0.2, **place)
     return _png(figure, transparent)
 
 

@@ -19,7 +19,13 @@ from facetry.crystal import Crystal
 from facetry.evaluation import changes
 from facetry.evaluation.certificate import Certificate, Extra, rows_of
 from facetry.evaluation.certificate_suite import suite
-from facetry.evaluation.continuity import edge_counts, follow, paths
+from facetry.evaluation.continuity import (
+    MOST_LARGE_ATOMS,
+    MOST_PATH_ATOMS,
+    edge_counts,
+    follow,
+    paths,
+)
 from facetry.evaluation.symmetry import (
     Answer,
     Answers,
@@ -36,8 +42,7 @@ from facetry.tasks.inference import Item, Limits, accepts_disorder, evaluating, 
 from facetry.tasks.sources import items_of
 
 AMPLIFY = 1.5  # random weights, larger than usual, so that what depends on weak paths shows
-MOST_PATH_ATOMS = 40  # of crystals that are deformed little by little
-_CHUNK = 64
+_CHUNK = 16  # so many inputs between two reports of progress
 _WITHOUT_GRAPH = 8  # crystals at once where no count of edges bounds the memory
 _NAMES = {
     torch.float64: "float64",
@@ -61,7 +66,7 @@ def certify(
     device: str | torch.device | None = None,
     deformed: int = 16,
     title: str = "",
-    step: Callable[[int], None] | None = None,
+    step: Callable[[int, str], None] | None = None,
 ) -> Certificate:
     """How much a model's answers change when a crystal is described in another way, against what the model
     declares (`model.symmetry`, `model.continuous`).
@@ -73,9 +78,10 @@ def certify(
         seed: of rotations, shifts, orders, cells and deformations.
         batch_size: crystals worked on at once.
         device: where to compute; None: where the model is.
-        deformed: on so many crystals jitter, strain and bonds that come and go are followed for jumps.
+        deformed: on so many crystals jitter, strain and bonds that come and go are followed for jumps; these
+            are the first of at most 40 atoms, or else one larger one.
         title: how the model is called in the certificate.
-        step: is called with the number of inputs that are done, now and then.
+        step: is called now and then with the number of inputs done since, and a note on what else is.
 
     Everything is measured in float64 and in the model's own precision; models that average over tied lattice
     frames with one frame, too. An input that cannot be read or used has a row with the reason, and stops
@@ -98,14 +104,19 @@ def certify(
             first = len(measured[name])
             measured[name] += measure(machine.answers(variant), usable, dtype, seed, first)
         if step is not None:
-            step(len(chunk))
+            step(len(chunk), "")
     exact = measured["float64"]
     everyday = exact if built_in else exact + machine.plain(suite())
     scale, spread = scale_and_spread(everyday)
     scale = max(scale, machine.least_scale)
     chosen = _deformed(exact, deformed, built_in)
     answers = machine.answers(variants["float64"][0])
-    followed = follow(answers, [p for c in chosen for p in paths(c, seed)])
+    followed = follow(
+        answers,
+        [p for c in chosen for p in paths(c, seed)],
+        None if own == torch.float64 else machine.answers(machine.own),
+        None if step is None else lambda done, of: step(0, f", deformations {done}/{of}"),
+    )
     extras: list[Extra] = []
     if isinstance(network, EnergyModel):
         from facetry.tasks.certify_energy import energy_checks
@@ -129,6 +140,7 @@ def certify(
         rows=rows_of(inputs, measured),
         facts={
             "crystals": "built in" if built_in else f"{len(inputs)} inputs",
+            "deformed crystals": len(chosen),
             "seed": seed,
             "precision": _NAMES.get(own, str(own)),
             "device": str(machine.place),
@@ -174,19 +186,26 @@ def _usable(model: Model, item: Item) -> tuple[str, str]:
 
 
 def _deformed(measured: Sequence[Measured], count: int, built_in: bool) -> list[Crystal]:
-    """Crystals to deform: small ones that have an answer, the built-in ones by name."""
+    """Crystals to deform: small ones that have an answer, the built-in ones by name; of large ones only the
+    smallest."""
     good = [m.crystal for m in measured if isinstance(m.answer, Answer)]
     if built_in:
-        chosen = [c for c in good if c.name in _PATH_NAMES]
-    else:
-        chosen = []
-        for crystal in good:
-            smaller = changes.primitive(crystal) if len(crystal) > MOST_PATH_ATOMS else None
-            if len(crystal if smaller is None else smaller[0]) <= MOST_PATH_ATOMS:
-                chosen.append(crystal)
-            if len(chosen) == count:
-                break
-    return chosen[:count]
+        return [c for c in good if c.name in _PATH_NAMES][:count]
+    chosen: list[Crystal] = []
+    large: list[tuple[int, Crystal]] = []
+    for crystal in good:
+        if len(chosen) == count:
+            break
+        smaller = changes.primitive(crystal) if len(crystal) > MOST_PATH_ATOMS else None
+        size = len(crystal if smaller is None else smaller[0])
+        if size <= MOST_PATH_ATOMS:
+            chosen.append(crystal)
+        else:
+            large.append((size, crystal))
+    if chosen or not count or not large:
+        return chosen
+    size, smallest = min(large, key=lambda found: found[0])
+    return [smallest] if size <= MOST_LARGE_ATOMS else []
 
 
 class _Machine:
