@@ -81,11 +81,13 @@ def test_predict_does_not_touch_an_old_table_before_it_has_a_row(model_folder, t
 
 
 FULL = """
-import resource, sys
+import atexit, resource, sys
 import torch
 torch.set_num_threads(1)
 import facetry.cli, facetry.tasks.predict, facetry.training, facetry.io
-resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, before)  # coverage is written then
+resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
 sys.exit(facetry.cli.run(sys.argv[1:]))
 """
 

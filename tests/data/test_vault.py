@@ -311,10 +311,12 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
 def test_a_real_write_error_leaves_nothing_half_written(tmp_path):
     code = f"""
-import resource, signal
+import atexit, resource, signal
 from facetry.data import vault
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, before)  # coverage is written then
+resource.setrlimit(resource.RLIMIT_FSIZE, (10000, before[1]))
 try:
     with vault.atomic_write(__import__("pathlib").Path({str(tmp_path)!r}) / "f.bin") as stream:
         stream.write(b"x" * 100000)

@@ -79,9 +79,11 @@ def test_an_old_table_is_left_alone_until_there_is_a_row(tmp_path):
 
 FULL_DISK = textwrap.dedent(
     """
-    import resource, sys
+    import atexit, resource, sys
     from facetry.tasks.tables import TableWriter, TableWriteError
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # the kernel refuses to grow any file further
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, before)  # coverage is written then
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # the kernel lets no file grow further
     table = TableWriter(sys.argv[1], {"source": "text", "value": "float"})
     try:
         for i in range(1000):
