@@ -70,7 +70,8 @@ def certificate_page(found: Certificate) -> str:
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            f"<title>{escape(found.title)}: symmetry · facetry</title><style>{STYLE}{_PLOTS}</style></head><body>",
+            f"<title>{escape(found.title)}: symmetry · facetry</title>",
+            f"<style>{STYLE}{_PLOTS}</style></head><body>",
             *parts,
             f"<footer>written by facetry {escape(__version__)}</footer></body></html>\n",
         ]
