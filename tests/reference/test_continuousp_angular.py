@@ -15,9 +15,15 @@ from facetry.graph.batch import Batch
 from facetry.models import MODELS, AngularContinuouSP, EnergyModel
 from facetry.nn.pair_moments import HARMONICS, monomial_changes, monomial_slopes, monomials
 from tests import crystals as zoo
-from tests.reference.test_continuousp import OPERATIONS, energies, evaluate, slopes
-
-RANDOM = [zoo.random_crystal(seed) for seed in range(5)] + [zoo.tellurium(), zoo.po(), zoo.srtio3()]
+from tests.reference.test_continuousp import (
+    OPERATIONS,
+    RANDOM,
+    check_kept_neighbours,
+    check_left_out,
+    energies,
+    evaluate,
+    slopes,
+)
 
 
 def make(amplify: float = 1.5, dtype=torch.float64, **options) -> AngularContinuouSP:
@@ -185,27 +191,11 @@ def test_atoms_that_meet_have_finite_slopes(model):
 
 
 def test_neighbour_table_serves_moved_atoms_and_strained_cells(model):
-    batch = Batch.from_crystals(RANDOM[:5])
-    land = model.landscape(batch.atomic_numbers, batch.num_atoms, skin=0.8)
-    rng = np.random.default_rng(0)
-    for scale in (0.0, 0.01, 0.03, 0.1, 0.3, 1.0):
-        strain = torch.tensor(rng.normal(size=(5, 3, 3)) * 0.1 * scale)
-        lattice = batch.lattice @ torch.matrix_exp(strain)
-        frac = batch.frac_coords + torch.tensor(rng.normal(size=batch.frac_coords.shape)) * 0.2 * scale
-        kept = land(lattice, frac)
-        new = model.landscape(batch.atomic_numbers, batch.num_atoms)(lattice, frac)
-        assert torch.allclose(kept.energy, new.energy, rtol=0, atol=1e-12)
-        assert torch.allclose(kept.by_position, new.by_position, rtol=0, atol=1e-11)
+    check_kept_neighbours(model)
 
 
 def test_left_out_crystals_have_infinite_energy(model):
-    batch = Batch.from_crystals(RANDOM)
-    land = model.landscape(batch.atomic_numbers, batch.num_atoms)
-    whole = land(batch.lattice, batch.frac_coords)
-    use = torch.arange(len(batch)) % 2 == 0
-    part = land(batch.lattice, batch.frac_coords, use)
-    assert torch.equal(part.energy.isfinite(), use)
-    assert torch.allclose(part.energy[use], whole.energy[use], rtol=0, atol=1e-12)
+    check_left_out(model)
 
 
 def test_wrong_options_and_elements():

@@ -36,6 +36,7 @@ from facetry.training.recipe import GenerateOptions, make_recipe
 from facetry.training.state import Keeper
 from tests import crystals as zoo
 from tests.samplers.test_chains import Toy
+from tests.training.tiny import killed_at_save
 
 CRYSTALS = [zoo.po(), zoo.nacl_conventional(), zoo.zno(), zoo.tellurium(), zoo.srtio3()]
 OPTIONS = {"steps": 4, "validate_every": 2, "batch_size": 3, "threads": 1, "accelerator": "cpu"}
@@ -161,21 +162,11 @@ CHAINS = {"chain_steps": 5, "per_atom": True, "multiplicity": "mixed", "most_ato
 
 
 @pytest.mark.parametrize("more", [{}, {"buffer": True, "buffer_steps": 3, "pretrain_steps": 1}])
-def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, monkeypatch, more):
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, more):
     options = {**OPTIONS, **CHAINS, **more, "checkpoint_seconds": 1e-6}
     facetry.train(small(), splits(), out=tmp_path / "whole", **options)
-    save, left = Keeper.save, [4]
-
-    def die(self, *arguments):
-        save(self, *arguments)
-        left[0] -= 1
-        if not left[0]:
-            raise RuntimeError("killed")
-
-    monkeypatch.setattr(Keeper, "save", die)
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(RuntimeError, match="killed"), killed_at_save(4):
         facetry.train(small(), splits(), out=tmp_path / "cut", **options)
-    monkeypatch.undo()
     run = facetry.train(small(), splits(), resume=tmp_path / "cut")
     ends = [Keeper(tmp_path / f).points()[-1] / "state.safetensors" for f in ("cut", "whole")]
     assert ends[0].read_bytes() == ends[1].read_bytes()

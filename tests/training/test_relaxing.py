@@ -26,6 +26,7 @@ from facetry.training.relaxing import Disturbed, relaxation_loss, relaxed_cells,
 from facetry.training.source import Order, Rounds
 from facetry.training.state import Keeper
 from tests import crystals as zoo
+from tests.training.tiny import killed_at_save
 
 CRYSTALS = [zoo.po(), zoo.nacl(), zoo.zno(), zoo.mg(), zoo.random_crystal(3)]
 OPTIONS = {"steps": 6, "validate_every": 2, "batch_size": 4, "threads": 1, "accelerator": "cpu"}
@@ -311,21 +312,11 @@ def test_at_rest_nothing_is_moved_and_little_counts_as_alone() -> None:
 
 
 @pytest.mark.parametrize("task", ["denoise", "reconstruct", "relax"])
-def test_a_stopped_run_ends_like_one_that_was_not(task: str, tmp_path, monkeypatch) -> None:
+def test_a_stopped_run_ends_like_one_that_was_not(task: str, tmp_path) -> None:
     options = {**OPTIONS, "task": task, "averaging": "ema", "seed": 3, "checkpoint_seconds": 1e-6}
     facetry.train(small(positions=task == "relax"), splits(), out=tmp_path / "whole", **options)
-    save, left = Keeper.save, [3]
-
-    def die(self, *arguments):
-        save(self, *arguments)
-        left[0] -= 1
-        if not left[0]:
-            raise RuntimeError("killed")
-
-    monkeypatch.setattr(Keeper, "save", die)
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(RuntimeError, match="killed"), killed_at_save(3):
         facetry.train(small(positions=task == "relax"), splits(), out=tmp_path / "cut", **options)
-    monkeypatch.undo()
     facetry.train(small(positions=task == "relax"), splits(), resume=tmp_path / "cut")
     for name in ("model.safetensors", "recipe.toml"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

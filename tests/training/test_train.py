@@ -15,11 +15,12 @@ import facetry
 from facetry.card import Target
 from facetry.data.dataset import Splits
 from facetry.graph.batch import Batch
+from facetry.graph.builders import NoGraph
 from facetry.training import RecipeError, Run, TrainingError, load_recipe, resume, train
 from facetry.training.loop import parameter_groups
 from facetry.training.run import load_data
 from facetry.training.source import Order, Source
-from tests.training.tiny import NoGraph, tiny_data, tiny_model
+from tests.training.tiny import tiny_data, tiny_model
 
 
 def weights(run: Run) -> bytes:

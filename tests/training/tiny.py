@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,17 +16,10 @@ from facetry.crystal import Crystal
 from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset, Splits
 from facetry.graph.batch import Batch
-from facetry.graph.builders import Builder
+from facetry.graph.builders import NoGraph
 from facetry.models import MODELS
 from facetry.models.base import PropertyModel
-
-
-@dataclass(frozen=True)
-class NoGraph(Builder):
-    """Crystals as they are."""
-
-    def build(self, batch: Batch, names: Sequence[str]) -> Batch:
-        return batch
+from facetry.training.state import Keeper
 
 
 class Tiny(PropertyModel):
@@ -93,3 +87,19 @@ def tiny_data(
 def tiny_model(seed: int = 0, **options: object) -> Tiny:
     torch.manual_seed(seed)
     return Tiny(**options)
+
+
+@contextmanager
+def killed_at_save(count: int) -> Iterator[None]:
+    """Here a training raises RuntimeError right after it has kept its resume point for the count-th time."""
+    save, left = Keeper.save, [count]
+
+    def die(self: Keeper, *arguments: object) -> None:
+        save(self, *arguments)
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("killed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "save", die)
+        yield
