@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from facetry.data.crystals import CrystalTable
 from facetry.evaluation.duplicates import SAME, fingerprints
+from facetry.geometry.components import connected_components
 from facetry.geometry.primitive import primitive_cell
 from facetry.graph.batch import Batch
 from facetry.graph.neighbors import GraphError, nearest_pairs, reduced
@@ -88,9 +89,10 @@ def find_alike(
     tree = _tree(pairs, fingerprint, len(crystals))
     pairs, fingerprint = pairs[tree], fingerprint[tree]
     distances = _largest_differences(renamed, pairs)
+    same = pairs[distances <= SAME_DISTANCES]
     return Likeness(
-        _components(pairs[distances <= SAME_DISTANCES], len(crystals)),
-        _components(pairs, len(crystals)),
+        connected_components(same[:, 0], same[:, 1], len(crystals))[1],
+        connected_components(pairs[:, 0], pairs[:, 1], len(crystals))[1],
         pairs,
         fingerprint,
         distances,
@@ -160,11 +162,6 @@ def _tree(
     tree = minimum_spanning_tree(weight).tocoo()
     chosen = tree.row.astype(np.int64) * count + tree.col
     return np.nonzero(np.isin(pairs[:, 0] * count + pairs[:, 1], chosen))[0]
-
-
-def _components(pairs: Int[np.ndarray, "links 2"], count: int) -> Int[np.ndarray, " crystals"]:
-    links = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    return connected_components(links, directed=False)[1].astype(np.int64)
 
 
 def _largest_differences(

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from facetry.geometry.components import connected_components
 from facetry.geometry.lattice import metric
 from facetry.geometry.reduction import working_copy
 
@@ -88,14 +89,10 @@ def symmetric_permutations(cells: int) -> Int[np.ndarray, "generators cells"]:
 def pair_colours(permutations: Int[np.ndarray, "generators cells"]) -> Int[np.ndarray, "cells cells"]:
     """Orbits of ordered pairs of cells under the group that the permutations generate, numbered in the order
     in which they appear; the diagonal is colour 0 of a transitive group."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     cells = permutations.shape[1]
     image = (permutations[:, :, None] * cells + permutations[:, None, :]).ravel()
     pair = np.tile(np.arange(cells**2), len(permutations))
-    links = coo_array((np.ones(len(pair), dtype=np.int8), (pair, image)), shape=(cells**2, cells**2))
-    return _by_appearance(connected_components(links, directed=False)[1]).reshape(cells, cells)
+    return _by_appearance(connected_components(pair, image, cells**2)[1]).reshape(cells, cells)
 
 
 def _by_appearance(labels: Shaped[np.ndarray, " items"]) -> Int[np.ndarray, " items"]:

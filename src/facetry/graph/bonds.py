@@ -11,10 +11,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from facetry.elements import COVALENT_RADII, SYMBOLS
+from facetry.geometry.components import connected_components
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch
 from facetry.graph.builders import Builder
-from facetry.graph.connected import connected_parts
 from facetry.graph.neighbors import GraphError, crystal_name, reduced
 
 __all__ = ["Bonds", "dimensionality"]
@@ -57,7 +57,7 @@ def dimensionality(batch: Batch) -> Int[Tensor, " crystals"]:
     """
     graph, atoms = batch.require_graph(), len(batch.frac_coords)
     center, neighbor, image = (t.cpu().numpy() for t in (graph.center, graph.neighbor, graph.image))
-    parts, part = connected_parts(center, neighbor, atoms)
+    parts, part = connected_components(center, neighbor, atoms)
     # unfold every part from its first atom: the cell in which each atom is met
     cell = np.zeros((atoms, 3), dtype=np.int64)
     met = np.zeros(atoms, dtype=bool)

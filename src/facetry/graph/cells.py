@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from facetry.elements import COVALENT_RADII, SYMBOLS
+from facetry.geometry.components import connected_components
 from facetry.geometry.groups import cell_offsets
 from facetry.geometry.lattice import metric
 from facetry.geometry.ragged import items_in
@@ -26,7 +27,6 @@ from facetry.geometry.reduction import niggli_reduce, working_copy
 from facetry.graph import neighbors
 from facetry.graph.batch import Batch, PeriodicGraph
 from facetry.graph.builders import Builder, primitive_cells
-from facetry.graph.connected import connected_parts
 from facetry.graph.description import WRAP, cell_index, chosen_description
 from facetry.graph.neighbors import GraphError, crystal_name
 
@@ -313,7 +313,7 @@ def _check_bonds(batch: Batch, names: Sequence[str]) -> None:
     delta = cell_index(graph.image).cpu().numpy()
     center, neighbor = (t.cpu().numpy()[:, None] * 8 for t in (graph.center, graph.neighbor))
     rows, columns = (center + cells).ravel(), (neighbor + (cells ^ delta[:, None])).ravel()
-    parts, label = connected_parts(rows, columns, 8 * len(batch.frac_coords))
+    parts, label = connected_components(rows, columns, 8 * len(batch.frac_coords))
     if parts > len(batch):
         owner = np.empty(parts, dtype=np.int64)
         owner[label] = np.repeat(batch.crystal_index.cpu().numpy(), 8)

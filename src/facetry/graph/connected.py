@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from facetry.geometry.components import connected_components
 from facetry.geometry.ragged import offsets
 from facetry.graph.batch import Batch
 
 _STEPS = 3  # from the first atom, before a matrix is made
-
-
-def connected_parts(
-    center: Int[np.ndarray, " edges"], neighbor: Int[np.ndarray, " edges"], nodes: int
-) -> tuple[int, Int[np.ndarray, " nodes"]]:
-    """How many connected parts a graph has, and the part of every node."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    links = coo_array((np.ones(len(center), dtype=np.int8), (center, neighbor)), shape=(nodes, nodes))
-    return connected_components(links, directed=False)
 
 
 def disconnected(
@@ -36,10 +25,10 @@ def disconnected(
         seen[neighbor[seen[center]]] = True
         if bool(seen.all()):
             return center[:0]
-    parts, label = connected_parts(center.cpu().numpy(), neighbor.cpu().numpy(), n)
+    parts, label = connected_components(center.cpu().numpy(), neighbor.cpu().numpy(), n)
     if parts == len(batch):
         return torch.zeros(0, dtype=torch.int64, device=batch.device)
-    label = torch.from_numpy(label).long().to(batch.device)
+    label = torch.from_numpy(label).to(batch.device)
     lowest = torch.full((len(batch),), n, dtype=torch.int64, device=batch.device)
     highest = torch.zeros_like(lowest)
     lowest.scatter_reduce_(0, batch.crystal_index, label, "amin")

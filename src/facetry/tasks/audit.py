@@ -18,8 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from facetry.card import Target
 from facetry.chemistry.composition import composition_features
@@ -33,6 +31,7 @@ from facetry.evaluation.label_checks import labels, tensors
 from facetry.evaluation.likeness import find_alike
 from facetry.evaluation.plausibility import plausibility
 from facetry.evaluation.prototypes import identify
+from facetry.geometry.components import connected_components
 
 __all__ = ["Audit", "By", "GroupSplit", "audit"]
 
@@ -384,8 +383,7 @@ def _joined(keys: Iterable[np.ndarray]) -> Int[np.ndarray, " rows"]:
     starts = count + np.cumsum([0, *(int(c.max(initial=-1)) + 1 for c in columns)])
     ends = np.concatenate([c + s for c, s in zip(columns, starts, strict=False)])
     rows = np.tile(np.arange(count), len(columns))
-    links = coo_array((np.ones(len(rows), dtype=np.int8), (rows, ends)), shape=(starts[-1], starts[-1]))
-    return connected_components(links, directed=False)[1][:count].astype(np.int64)
+    return connected_components(rows, ends, int(starts[-1]))[1][:count]
 
 
 def _plain(baseline: Baseline) -> dict[str, Any]:
