@@ -7,7 +7,7 @@ import pytest
 
 from facetry.crystal import Crystal
 from facetry.io import ReadError, read
-from facetry.io.cif import crystal_from_cif_text, read_cif
+from facetry.io.cif import read_cif
 from facetry.io.cif_values import lattice_from_parameters
 from facetry.io.elements_of import NoElement, element_of_label, element_of_type, parse_formula
 from tests.io.cif_text import CUBIC, HEXAGONAL, cif, listed, named, one, refused
@@ -326,7 +326,7 @@ def test_several_blocks(tmp_path):
 )
 def test_slips_that_touch_no_structure_are_mended(before, after, note):
     text = cif(CUBIC, "", "Na 0 0 0")
-    crystal = crystal_from_cif_text(text.replace(before, after).encode("latin-1"))
+    ((_, crystal),) = read_cif(text.replace(before, after).encode("latin-1"))
     assert crystal.symbols == ["Na"]
     assert note in " ".join(crystal.notes)
 

@@ -36,7 +36,7 @@ def area(v, w):
 
 
 CLOSED = {
-    length: lambda v, w: lattice_fields.length_gradient(v),
+    length: lambda v, w: lattice_fields.outer(v) / v.norm(dim=1, keepdim=True),
     angle: lambda v, w: lattice_fields.angle_gradient(unit(v), unit(w)),
     area: lattice_fields.area_gradient,
 }

@@ -114,7 +114,7 @@ def test_templates_of_a_real_set_are_near_the_truth(data_folder):
     ratio = []
     for row in range(0, 300, 30):
         crystal = test[row]
-        (made,) = module.structures(templates, parse(crystal.formula), count=1)
+        ((made,),) = module.Maker(templates, count=1).over([parse(crystal.formula)])
         assert made.crystal.formula == crystal.formula
         ratio.append(made.crystal.volume / crystal.volume)
     assert np.median(np.abs(np.log(ratio))) < 0.12

@@ -88,7 +88,7 @@ def generate(
         | {k: v for k, v in (("data", data), ("trajectory", trajectory)) if v is not None}
         | ({"force": True} if force else {}),
     }
-    call = _resumed(out, words, call) if resume and not words else _begun(out, words, call, resume)
+    call = _resumed(out, call) if resume and not words else _begun(out, words, call, resume)
     set_threads(threads)
     options = dict(call["options"])
     if call["method"] not in ("rs", "template"):  # those compute nothing on a device
@@ -151,7 +151,7 @@ def _begun(out: Path, words: list[str] | None, call: dict[str, Any], resume: boo
     return call | {"formulas": [str(formula) for formula in formulas]}
 
 
-def _resumed(out: Path, words: list[str] | None, call: dict[str, Any]) -> dict[str, Any]:
+def _resumed(out: Path, call: dict[str, Any]) -> dict[str, Any]:
     """The call that was interrupted."""
     from facetry.tasks.sampling_store import read_settings
 

@@ -137,7 +137,7 @@ def locate(manifest: Manifest, key: str) -> Path | None:
     return None
 
 
-def find(manifest: Manifest, key: str, download: bool = True) -> Path:
+def find(manifest: Manifest, key: str) -> Path:
     """The checked file, downloaded if need be. Raises DataNotFound with every place that was tried."""
     path = locate(manifest, key)
     if path is not None:
@@ -147,14 +147,13 @@ def find(manifest: Manifest, key: str, download: bool = True) -> Path:
     if not tried:
         tried.append("FACETRY_DATA is not set")
     tried.append(f"{cache_folder() / 'data' / entry.path}: no such file")
-    if download:
-        for url, original in _addresses(entry):
-            try:
-                return _fetch(manifest, key, url, original)
-            except (OSError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise
-                tried.append(f"{url}: {error}")
+    for url, original in _addresses(entry):
+        try:
+            return _fetch(manifest, key, url, original)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            tried.append(f"{url}: {error}")
     raise DataNotFound(_not_found(manifest, key, tried))
 
 

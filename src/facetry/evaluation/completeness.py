@@ -78,8 +78,6 @@ class Displacement(NamedTuple):
     """Root mean square of the atoms' displacements, Å."""
     largest: float
     """The largest displacement of an atom, Å."""
-    normalized: float
-    """`rms` over (volume per atom)^(1/3), as structure matchers report it."""
     lattice: float
     """The largest component of the error of e1, e2, e3, Å. In float32 it grows with ‖e‖, as rounding does."""
     merging: float = 0.0
@@ -285,7 +283,6 @@ def completeness_error(
     return Displacement(
         rms=rms,
         largest=float(distance.max()),
-        normalized=rms / (crystal.volume / len(crystal)) ** (1 / 3),
         lattice=lattice,
         merging=merging,
     )

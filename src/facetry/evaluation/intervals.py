@@ -55,13 +55,13 @@ def domain_statistics(
     train_embeddings: Float[Tensor, "train channels"],
     val_embeddings: Float[Tensor, "val channels"],
     seed: int = 0,
-    level: float = DOMAIN_LEVEL,
 ) -> tuple[Float[Tensor, "references channels"], float]:
     """Reference embeddings (at most 1000 training crystals, drawn with `seed`) and a distance threshold.
 
-    The threshold is the `level` quantile, with the finite-sample correction of `conformal_quantile`, of the
-    validation crystals' distance to the nearest reference: a crystal from the same source falls within it
-    with that probability. With too few validation crystals for the correction it is their largest distance.
+    The threshold is the `DOMAIN_LEVEL` quantile, with the finite-sample correction of `conformal_quantile`,
+    of the validation crystals' distance to the nearest reference: a crystal from the same source falls within
+    it with that probability. With too few validation crystals for the correction it is their largest
+    distance.
     """
     if not len(train_embeddings) or not len(val_embeddings):
         raise ValueError(
@@ -71,7 +71,7 @@ def domain_statistics(
     keep = np.random.default_rng(seed).permutation(len(train_embeddings))[:REFERENCE_SIZE]
     reference = train_embeddings[torch.from_numpy(np.sort(keep)).to(train_embeddings.device)].detach()
     distances = nearest_distance(val_embeddings.detach(), reference).double().cpu().numpy()
-    threshold = conformal_quantile(distances, level)
+    threshold = conformal_quantile(distances, DOMAIN_LEVEL)
     return reference, threshold if math.isfinite(threshold) else float(distances.max())
 
 

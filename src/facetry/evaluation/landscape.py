@@ -132,12 +132,10 @@ def displacements(
     return Displacements(names, atoms, np.array(distance), energy[:, 1:] - energy[:, :1])
 
 
-def scaled_energies(
-    model: EnergyModel, crystals: Sequence[Crystal], factors: Float[np.ndarray, " factors"] = FACTORS
-) -> Float[np.ndarray, "crystals factors"]:
-    """Energies of crystals whose cells are scaled in all directions alike, atoms with them."""
-    lattices = np.stack([factors[:, None, None] * c.lattice for c in crystals])
-    coords = [np.tile(c.frac_coords, (len(factors), 1, 1)) for c in crystals]
+def scaled_energies(model: EnergyModel, crystals: Sequence[Crystal]) -> Float[np.ndarray, "crystals factors"]:
+    """Energies of crystals whose cells are scaled by `FACTORS` in all directions alike, atoms with them."""
+    lattices = np.stack([FACTORS[:, None, None] * c.lattice for c in crystals])
+    coords = [np.tile(c.frac_coords, (len(FACTORS), 1, 1)) for c in crystals]
     return _energies(model, crystals, lattices, coords)
 
 

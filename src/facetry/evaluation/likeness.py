@@ -10,7 +10,7 @@ Fingerprints are the same for mirror images and for all cells of a crystal, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,12 +70,11 @@ def find_alike(
     kinds: Int[np.ndarray, " atoms"],
     formulas: Sequence[str],
     tolerance: float = SAME,
-    progress: Callable[[int], None] | None = None,
 ) -> Likeness:
     """Groups of the same and of nearly the same crystals among those of one formula.
 
-    `kinds` are what sits on the sites, `formulas` what may be compared at all. `progress` is called with
-    numbers of crystals whose fingerprint has been taken. A crystal whose atoms coincide is like no other.
+    `kinds` are what sits on the sites, `formulas` what may be compared at all. A crystal whose
+    atoms coincide is like no other.
     """
     _, bucket, size = np.unique(np.array(formulas, dtype=str), return_inverse=True, return_counts=True)
     rows = np.nonzero(size[bucket] > 1)[0]
@@ -83,7 +82,7 @@ def find_alike(
     found = [(np.zeros((0, 2), dtype=np.int64), np.zeros(0))]
     for number in np.unique(count[rows]).tolist():
         of_size = rows[count[rows] == number]
-        found.append(_near(renamed, of_size, bucket, tolerance, progress))
+        found.append(_near(renamed, of_size, bucket, tolerance))
     pairs = np.concatenate([p for p, _ in found])
     fingerprint = np.concatenate([d for _, d in found])
     tree = _tree(pairs, fingerprint, len(crystals))
@@ -122,16 +121,10 @@ def _near(
     rows: Int[np.ndarray, " chosen"],
     bucket: Int[np.ndarray, " crystals"],
     tolerance: float,
-    progress: Callable[[int], None] | None,
 ) -> tuple[Int[np.ndarray, "pairs 2"], Float[np.ndarray, " pairs"]]:
     """Pairs of one bucket whose fingerprints are nearer than the tolerance, and how near."""
-    parts = []
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
-        parts.append(fingerprints(crystals.select(part)).astype(np.float32))
-        if progress is not None:
-            progress(len(part))
-    vectors = np.concatenate(parts)
+    parts = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+    vectors = np.concatenate([fingerprints(crystals.select(part)).astype(np.float32) for part in parts])
     # directions in which the fingerprints differ most; shadows are never farther apart than what casts them
     centred = vectors - vectors.mean(0)
     start_directions = np.random.default_rng(0).standard_normal((vectors.shape[1], _DIRECTIONS))

@@ -24,7 +24,7 @@ from facetry.io.formula_check import Expected, expected_contents
 from facetry.io.sites import MAX_SITES, build_crystal
 from facetry.io.symmetry import IDENTITY, Operators, fits_cell, from_symbols, from_triplets
 
-__all__ = ["crystal_from_cif_text", "read_cif"]
+__all__ = ["read_cif"]
 
 _OPERATORS = (
     "_space_group_symop_operation_xyz",
@@ -59,23 +59,6 @@ _MODULATED = (
     "_space_group_ssg_name",
     "_cell_modulation_dimension",
 )
-
-
-def crystal_from_cif_text(
-    text: str | bytes, name: str = "", *, merge_within: float | int | None = None
-) -> Crystal:
-    """The one crystal in a CIF text.
-
-    Raises FormatError where the text holds none, several, or one that cannot be read.
-    """
-    blocks = list(read_cif(text, merge_within=merge_within))
-    if len(blocks) != 1:
-        named = ", ".join(block for block, _ in blocks[:5])
-        raise FormatError(f"expected one structure, got {len(blocks)} ({named}); use facetry.read")
-    result = blocks[0][1]
-    if isinstance(result, FormatError):
-        raise result
-    return result.replace(name=name) if name else result
 
 
 def read_cif(

@@ -72,7 +72,7 @@ def parse(
     """
     name = name or stem_of(file)
     format = format or format_of(file)
-    found = _guarded(_parse(data, file, format, merge_within))
+    found = _guarded(_parse(data, format, merge_within))
     ahead = next(found, None)
     index = 0
     while ahead is not None:
@@ -113,7 +113,7 @@ def from_text(text: str, format: str, name: str = "", *, merge_within: float | i
         raise ValueError(f"format {format!r} is unknown; expected one of {', '.join(FORMATS)}")
     label = name or f"{format} text"
     try:
-        found = list(_parse(text.encode(), label, format, merge_within))
+        found = list(_parse(text.encode(), format, merge_within))
     except FormatError as error:
         raise ReadError(label, str(error)) from None
     if len(found) != 1:
@@ -174,7 +174,7 @@ def write(crystals: Crystal | Sequence[Crystal], path: str | PathLike[str]) -> N
 
 
 def _parse(
-    data: bytes, file: str, format: str, merge_within: float | int | None
+    data: bytes, format: str, merge_within: float | int | None
 ) -> Iterator[tuple[str, Crystal | FormatError]]:
     if not format:
         raise FormatError(f"the name says no known format; expected {KNOWN}")

@@ -74,11 +74,6 @@ def outer(a: Float[Tensor, "items 3"]) -> Float[Tensor, "items 6"]:
     return torch.cat([a * a, a.roll(-1, 1) * a.roll(1, 1)], 1)
 
 
-def length_gradient(v: Float[Tensor, "items 3"]) -> Float[Tensor, "items 6"]:
-    """∂r = v vᵀ / r, in Å."""
-    return outer(v) / v.norm(dim=1, keepdim=True)
-
-
 def sine_and_cosine(
     a: Float[Tensor, "items 3"], b: Float[Tensor, "items 3"]
 ) -> tuple[Float[Tensor, " items"], Float[Tensor, " items"]]:

@@ -24,7 +24,6 @@ from torch import Tensor
 from facetry.graph.images import AtomPairs
 
 DEGREES = 3  # l goes from 0 to 3
-MOMENTS = (DEGREES + 1) ** 2
 SOFT = 0.5  # Å, δ
 FARTHEST = 12.0  # Å, the last centre
 _BUCKET = 4096  # images, padded ones too, that are worked on at once on the CPU, near its cache

@@ -233,7 +233,3 @@ class Tempering:
         a, b = low[swap], high[swap]
         for values in (self.rung, chains.scale, chains.accepted):
             values[a], values[b] = values[b], values[a].clone()
-
-    def coldest(self) -> Int[Tensor, " groups"]:
-        """The chain of every group that is on the last rung."""
-        return torch.nonzero(self.rung == len(self.ladder) - 1)[:, 0]

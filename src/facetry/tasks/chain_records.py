@@ -88,12 +88,11 @@ class StepCounter:
 
     def __init__(self, total: int, report: Step | None) -> None:
         self.total, self.report = total, report
-        self.before, self.now = 0, 0
+        self.before = 0
 
-    def reach(self, group: int, steps: int, partly: bool = False) -> None:
-        """A group has done so many steps: all of its own, or `partly`."""
-        self.now = steps
+    def reach(self, steps: int, partly: bool = False) -> None:
+        """The group at work has done so many steps: all of its own, or `partly`."""
         if self.report is not None:
-            self.report(self.before + self.now, self.total)
+            self.report(self.before + steps, self.total)
         if not partly:
-            self.before, self.now = self.before + steps, 0
+            self.before += steps

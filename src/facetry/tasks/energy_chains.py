@@ -260,7 +260,7 @@ class EnergyChains:
                     ended = self._run(group, number, seed, place, store, counter)
                     if store is not None:
                         store.end(number, ended)
-                counter.reach(number, steps * sum(group.wanted))
+                counter.reach(steps * sum(group.wanted))
                 for job, samples in zip(group.jobs, self._read(group, ended), strict=True):
                     done.setdefault(job, []).extend(samples)
                     missing[job] -= 1
@@ -346,7 +346,7 @@ class EnergyChains:
                 }
                 land, chains = self._chains(group, rows, seed, tensors)
                 lowest = Lowest.of(chains.state)
-            counter.reach(number, chains.step * sum(group.wanted), partly=True)
+            counter.reach(chains.step * sum(group.wanted), partly=True)
             if chains.step % POINT == 0 or chains.step == plan.steps:
                 tensors = chains.tensors() | {"rows": rows} | lowest.tensors() | frames.tensors()
                 if store is not None:

@@ -47,7 +47,6 @@ __all__ = [
     "generate",
     "make_method",
     "make_method_with_energy",
-    "structures",
 ]
 
 METHODS: dict[str, str] = {
@@ -244,22 +243,6 @@ def _construct(name: str, first: list[Any], options: dict[str, Any]) -> Method:
         such = {"data": "'perov5'", "energy": "'runs/formation-energy'"}.get(needed[0], "...")
         raise ValueError(f"{name}: the option {needed[0]!r} is needed, such as {needed[0]}={such}")
     return make(*first, **options)
-
-
-def structures(
-    method: Method,
-    formula: Formula,
-    count: int = 20,
-    seed: int = 0,
-    atoms: int | None = None,
-    energy: Any = None,
-    draws: int | None = None,
-) -> list[Generated]:
-    """`generate` with a method that is made already."""
-    (found,) = Maker(method, count, seed, atoms, energy, draws).over([formula])
-    if isinstance(found, NothingFound):
-        raise found
-    return found
 
 
 class Maker:

@@ -68,9 +68,9 @@ class Compositions:
         return self.atomic_numbers[start[owner] + rank % self.num_atoms[owner]], num_atoms
 
 
-def geometric(uniform: Float[Tensor, " crystals"], share: float = 0.5) -> Int[Tensor, " crystals"]:
-    """k = 1, 2, ... with P(k) = p (1 - p)^(k - 1), from uniform numbers."""
-    return 1 + torch.floor(torch.log(uniform) / torch.log(torch.tensor(1 - share))).long()
+def geometric(uniform: Float[Tensor, " crystals"]) -> Int[Tensor, " crystals"]:
+    """k = 1, 2, ... with P(k) = 2^-k, from uniform numbers."""
+    return 1 + torch.floor(torch.log(uniform) / torch.log(torch.tensor(0.5))).long()
 
 
 def formula_units(

@@ -53,7 +53,7 @@ def explain(error: OSError, path: Path, kept: str) -> WriteError:
     return WriteError(error.errno or 0, f"{path}: could not be written ({why}); {kept}; {advice}")
 
 
-def write_file(path: Path, content: bytes | str, kept: str = "the file of before, if any, is kept") -> None:
+def write_file(path: Path, content: bytes | str) -> None:
     """Replace a file in one step."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
@@ -63,7 +63,7 @@ def write_file(path: Path, content: bytes | str, kept: str = "the file of before
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise explain(error, path, kept) from error
+        raise explain(error, path, "the file of before, if any, is kept") from error
     sync_folder(path.parent)
 
 

@@ -157,11 +157,10 @@ def train(
 def train_recipe(
     source: str | Path | Recipe,
     out: str | Path | None = None,
-    overrides: Sequence[str] = (),
     verbose: bool | None = None,
 ) -> Run:
     """Train what a recipe describes: a file, the name of one that ships, or a `Recipe`."""
-    recipe = source if isinstance(source, Recipe) else load_recipe(source, overrides)
+    recipe = source if isinstance(source, Recipe) else load_recipe(source)
     data = load_data(recipe)
     model = build_model(recipe, data.target_info)
     return train(model, data, out=out, recipe=recipe, verbose=verbose)
