@@ -373,19 +373,19 @@ class Crystal:
 _FIELDS = ("lattice", "frac_coords", "atomic_numbers", "occupancies", "name", "notes")
 
 
-def as_crystal(obj: Any, name: str = "") -> Crystal:
+def as_crystal(structure: Any, name: str = "") -> Crystal:
     """A Crystal from a Crystal, a pymatgen Structure (or Site collection with a lattice) or ASE Atoms.
 
     Told apart by what they carry, so neither package is imported. Raises TypeError for anything else.
     """
-    if isinstance(obj, Crystal):
-        return obj.replace(name=name) if name else obj
-    if hasattr(obj, "lattice") and hasattr(obj, "frac_coords") and hasattr(obj, "species_and_occu"):
-        return Crystal.from_pymatgen(obj, name)
-    if hasattr(obj, "cell") and hasattr(obj, "positions") and hasattr(obj, "numbers"):
-        return Crystal.from_ase(obj, name)
+    if isinstance(structure, Crystal):
+        return structure.replace(name=name) if name else structure
+    if all(hasattr(structure, known) for known in ("lattice", "frac_coords", "species_and_occu")):
+        return Crystal.from_pymatgen(structure, name)
+    if all(hasattr(structure, known) for known in ("cell", "positions", "numbers")):
+        return Crystal.from_ase(structure, name)
     raise TypeError(
-        f"expected a facetry Crystal, a pymatgen Structure or ASE Atoms, got {type(obj).__name__}; "
+        f"expected a facetry Crystal, a pymatgen Structure or ASE Atoms, got {type(structure).__name__}; "
         "read files with facetry.read(path)"
     )
 

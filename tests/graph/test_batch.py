@@ -159,7 +159,7 @@ def test_compositions_follow_every_step():
     assert Batch.from_crystals(crystals[:1]).composition is None
     assert Batch.from_crystals(CrystalTable.from_crystals(crystals).select([2, 0])).composition is None
     assert batch.composition.count.tolist() == [1, 1, 2, 1, 1, 1, 1]
-    assert batch.composition.element.tolist() == [11, 17, 30, 12, 30, 8, 8, 84]
+    assert batch.composition.atomic_numbers.tolist() == [11, 17, 30, 12, 30, 8, 8, 84]
     assert batch.composition.share.tolist() == [1, 1, 0.9, 0.1, 0.8, 1, 1, 1]
     assert batch.composition.occupancy().tolist() == [1, 1, 1, 0.8, 1, 1, 1]
     builder = KNearest(4)
@@ -177,5 +177,5 @@ def test_compositions_follow_every_step():
             torch.testing.assert_close(
                 getattr(other.composition, name), getattr(batch.composition, name), check_dtype=False
             )
-    assert batch.select([1, 0]).composition.element.tolist() == [30, 12, 30, 8, 8, 11, 17]
-    assert batch.compact().composition.element.dtype == torch.int16
+    assert batch.select([1, 0]).composition.atomic_numbers.tolist() == [30, 12, 30, 8, 8, 11, 17]
+    assert batch.compact().composition.atomic_numbers.dtype == torch.int16

@@ -62,7 +62,7 @@ def test_sites_and_images_are_those_of_the_given_cell(crystal):
     for atom in found.atoms:
         frac = crystal.frac_coords[atom.neighbor] + atom.image - crystal.frac_coords[atom.site]
         np.testing.assert_allclose(frac @ crystal.lattice, atom.vectors, atol=1e-9)
-        assert (atom.elements == crystal.atomic_numbers[atom.neighbor]).all()
+        assert (atom.atomic_numbers == crystal.atomic_numbers[atom.neighbor]).all()
         assert atom.neighbor[0] == atom.site
         assert not atom.image[0].any()
     copies = sorted(site for a in found.atoms for site in [a.site, *a.copies])

@@ -93,8 +93,8 @@ def _atom_data(atom: AtomView) -> dict[str, Any]:
             ids[-1].append(sets.setdefault(text, len(sets)))
     return {
         "site": atom.site,
-        "element": SYMBOLS[atom.element],
-        "symbols": [SYMBOLS[z] for z in atom.elements[kept]],
+        "element": SYMBOLS[atom.atomic_number],
+        "symbols": [SYMBOLS[z] for z in atom.atomic_numbers[kept]],
         "sites": atom.neighbor[kept].tolist(),
         "images": atom.image[kept].tolist(),
         "positions": (atom.vectors[kept].round(3) + 0.0).tolist(),

@@ -89,7 +89,7 @@ def _atom_title(found: Explanation, atom: AtomView) -> str:
     position = next(p for p in found.alike if found.atoms[p] is atom)
     others = [str(found.atoms[o].site) for o in found.alike[position]]
     same = f", the same as {_listed(others)}" if others else ""
-    return f"{SYMBOLS[atom.element]}, atom {atom.site}{same}"
+    return f"{SYMBOLS[atom.atomic_number]}, atom {atom.site}{same}"
 
 
 def _listed(names: list[str]) -> str:
@@ -261,7 +261,7 @@ def _environment(
         box.add_patch(circle)
         points_wide = 72 * _PANEL * radius / reach  # diameter in points
         box.text(
-            x, y, SYMBOLS[atom.elements[image]], ha="center", va="center_baseline", zorder=order + 1e-3,
+            x, y, SYMBOLS[atom.atomic_numbers[image]], ha="center", va="center_baseline", zorder=order + 1e-3,
             fontsize=float(np.clip(0.44 * points_wide, 3.5, 9)), color="white" if dark else _INK,
         )  # fmt: skip
     halo = withStroke(linewidth=2.2, foreground="white")
@@ -402,7 +402,7 @@ def _shell_name(atom: AtomView, shell: int) -> str:
     s = atom.shells[shell]
     if shell == 0:
         return "self\nr / Å"
-    return f"{len(s.members)} {SYMBOLS[s.element]}\n{(s.nearest + s.farthest) / 2:.2f}"
+    return f"{len(s.members)} {SYMBOLS[s.atomic_number]}\n{(s.nearest + s.farthest) / 2:.2f}"
 
 
 def _legend(figure: Figure, found: Explanation, scale: Normalize, width: float) -> None:

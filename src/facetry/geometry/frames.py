@@ -55,23 +55,23 @@ def tied_frames(
 
 
 def continuous_frames(
-    lattice: Float[Tensor, "crystals 3 3"], tau: float = 0.1, delta: float = 0.05
+    lattice: Float[Tensor, "crystals 3 3"], length_width: float = 0.1, cosine_width: float = 0.05
 ) -> FrameSet:
     """Frames with weights that change continuously with the lattice, through ties and right angles.
 
-    All independent triples with ``‖e_m‖ < λ_m + tau`` (Å) take part with weight ``Π χ((‖e_m‖ - λ_m)/tau)``
-    times ``ρ(cos(e1, e_m)/delta)`` for m = 2, 3, where χ(x) = (1 + cos πx)/2 and ρ(x) = (1 + x)/2 cut to [0,
-    1]. A triple thus enters and leaves with weight zero, λ_m are continuous, and the handedness fixes the
-    common sign, which changes nothing at a tie because both signs of a vector are there with weight one half.
-    ``tau`` is cut to 0.04 λ1 and λ1² / (4 λ3), continuous bounds below which independent triples are bases
-    and the candidates complete.
+    With τ = ``length_width`` (Å) and δ = ``cosine_width`` all independent triples with ``‖e_m‖ < λ_m + τ``
+    take part, with weight ``Π χ((‖e_m‖ - λ_m)/τ)`` times ``ρ(cos(e1, e_m)/δ)`` for m = 2, 3, where
+    χ(x) = (1 + cos πx)/2 and ρ(x) = (1 + x)/2 cut to [0, 1]. A triple thus enters and leaves with weight
+    zero, λ_m are continuous, and the handedness fixes the common sign, which changes nothing at a tie because
+    both signs of a vector are there with weight one half. τ is cut to 0.04 λ1 and λ1² / (4 λ3), continuous
+    bounds below which independent triples are bases and the candidates complete.
     """
-    found = _triples(lattice, tau, shorter=True)
+    found = _triples(lattice, length_width, shorter=True)
     excess = ((found.lengths - found.minima[found.crystal]) / found.reach[found.crystal, None]).clamp(
         0.0, 1.0
     )
     near = (0.5 + 0.5 * torch.cos(torch.pi * excess)).prod(1)
-    share = (0.5 + 0.5 * found.cosines / delta).clamp(0.0, 1.0)
+    share = (0.5 + 0.5 * found.cosines / cosine_width).clamp(0.0, 1.0)
     first = torch.stack((share, 1.0 - share), 1)  # (triples, sign, m)
     weight = near[:, None] * torch.stack([first[:, i, 0] * first[:, j, 1] for i in (0, 1) for j in (0, 1)], 1)
     triple, sign = (weight > 0).nonzero().unbind(1)

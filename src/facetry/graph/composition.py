@@ -29,7 +29,7 @@ class Composition:
     """Species of every site of a batch, site after site; an ordered site has one with share 1."""
 
     count: Int[Tensor, " atoms"]  # species on each site
-    element: Int[Tensor, " species"]
+    atomic_numbers: Int[Tensor, " species"]
     share: Float[Tensor, " species"]
 
     @property
@@ -54,7 +54,7 @@ class Composition:
         table = torch.zeros(
             (len(mixed), MAX_ATOMIC_NUMBER + 1), dtype=self.share.dtype, device=self.share.device
         )
-        table.index_put_((chosen.site, chosen.element), chosen.share.detach(), accumulate=True)
+        table.index_put_((chosen.site, chosen.atomic_numbers), chosen.share.detach(), accumulate=True)
         kind = torch.unique((table / SAME_SHARE).round(), dim=0, return_inverse=True)[1]
         kinds = atomic_numbers.clone()
         kinds[mixed] = MAX_ATOMIC_NUMBER + 1 + kind
@@ -63,7 +63,7 @@ class Composition:
     def select(self, atoms: Int[Tensor, " chosen"]) -> Composition:
         """Of the chosen sites, in the given order."""
         rows = items_in(atoms, self.count)
-        return Composition(self.count[atoms].long(), self.element[rows].long(), self.share[rows])
+        return Composition(self.count[atoms].long(), self.atomic_numbers[rows].long(), self.share[rows])
 
     def joined(self, into: Int[Tensor, " atoms"]) -> Composition:
         """Of fewer sites: `into` says which of the old ones come together. A sum that rounding has brought
@@ -73,11 +73,13 @@ class Composition:
         owner, share = owner[order], self.share[order]
         count = torch.bincount(owner, minlength=int(into.max()) + 1)
         total = share.new_zeros(len(count)).index_add(0, owner, share)
-        return Composition(count, self.element[order], share / total.clamp(min=1)[owner])
+        return Composition(count, self.atomic_numbers[order], share / total.clamp(min=1)[owner])
 
     def compact(self) -> Composition:
         """Integers in 16 bits, for keeping a whole set in memory; `select` widens them again."""
-        return replace(self, count=self.count.to(torch.int16), element=self.element.to(torch.int16))
+        return replace(
+            self, count=self.count.to(torch.int16), atomic_numbers=self.atomic_numbers.to(torch.int16)
+        )
 
     @staticmethod
     def ordered(atomic_numbers: Int[Tensor, " atoms"], like: Float[Tensor, "*any"]) -> Composition:
@@ -88,7 +90,7 @@ class Composition:
     @staticmethod
     def concatenate(parts: Sequence[Composition]) -> Composition:
         """The sites of several, one after the other."""
-        names = ("count", "element", "share")
+        names = ("count", "atomic_numbers", "share")
         return Composition(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     @staticmethod

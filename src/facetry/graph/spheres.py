@@ -86,7 +86,7 @@ class Sphere(Builder):
 
 def _check_elements(batch: Batch, names: Sequence[str], heaviest: int) -> None:
     composition = batch.composition
-    element = batch.atomic_numbers if composition is None else composition.element
+    element = batch.atomic_numbers if composition is None else composition.atomic_numbers
     beyond = torch.nonzero(element > heaviest)[:, 0]
     if not len(beyond):
         return

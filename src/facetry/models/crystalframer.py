@@ -215,7 +215,7 @@ class _LatticeTransformer(PooledModel):
         """A row of the element table for each atom; Σ share · row of its species where sites are mixed, so
         that a vacancy counts as zero."""
         composition = batch.composition
-        element = batch.atomic_numbers if composition is None else composition.element
+        element = batch.atomic_numbers if composition is None else composition.atomic_numbers
         wrong = sorted({int(z) for z in element[(element < 1) | (element > ELEMENTS)]})
         if wrong:
             raise ValueError(

@@ -193,10 +193,10 @@ def _view(
         weight.append([all_weights[c] for c in chosen])
     return AtomView(
         site=site,
-        element=int(crystal.atomic_numbers[site]),
+        atomic_number=int(crystal.atomic_numbers[site]),
         copies=[int(s) for s in np.nonzero(rows == own)[0] if s != site],
         neighbor=neighbor,
-        elements=crystal.atomic_numbers[neighbor].astype(np.int64),
+        atomic_numbers=crystal.atomic_numbers[neighbor].astype(np.int64),
         image=image,
         vectors=vectors,
         distance=distance,
@@ -243,10 +243,11 @@ def _alike(atoms: list[AtomView]) -> dict[int, list[int]]:
 
 def _same(one: AtomView, two: AtomView) -> bool:
     """Whether two atoms have the same element, distances and weights, in any order of equal distances."""
-    if one.element != two.element or one.distance.shape != two.distance.shape:
+    if one.atomic_number != two.atomic_number or one.distance.shape != two.distance.shape:
         return False
     if np.abs(one.distance - two.distance).max() > _ALIKE:
         return False
-    if [(s.element, len(s.members)) for s in one.shells] != [(s.element, len(s.members)) for s in two.shells]:
+    first, second = ([(s.atomic_number, len(s.members)) for s in atom.shells] for atom in (one, two))
+    if first != second:
         return False
     return bool(np.abs(one.shell_weights - two.shell_weights).max() < _ALIKE)

@@ -54,7 +54,7 @@ ENDINGS = (".png", ".html", ".csv", "-frames.csv")
 class Shell:
     """Images of one element at about one distance; shell 0 is the atom itself."""
 
-    element: int
+    atomic_number: int
     members: Int[np.ndarray, " members"]
     nearest: float  # Å
     farthest: float  # Å
@@ -63,7 +63,8 @@ class Shell:
         if self.farthest == 0:
             return "self"
         low, high = f"{self.nearest:.2f}", f"{self.farthest:.2f}"
-        return f"{len(self.members)} {SYMBOLS[self.element]} at {low if low == high else f'{low}-{high}'} Å"
+        away = low if low == high else f"{low}-{high}"
+        return f"{len(self.members)} {SYMBOLS[self.atomic_number]} at {away} Å"
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,10 @@ class AtomView:
     """
 
     site: int
-    element: int
+    atomic_number: int
     copies: list[int]  # sites that are translations of this one
     neighbor: Int[np.ndarray, " images"]
-    elements: Int[np.ndarray, " images"]
+    atomic_numbers: Int[np.ndarray, " images"]
     image: Int[np.ndarray, "images 3"]
     vectors: Float[np.ndarray, "images 3"]  # Å
     distance: Float[np.ndarray, " images"]  # Å
@@ -100,14 +101,14 @@ class AtomView:
     frame_weight: list[list[Float[np.ndarray, " frames"]]]
 
     def __str__(self) -> str:
-        return f"atom {self.site} ({SYMBOLS[self.element]})"
+        return f"atom {self.site} ({SYMBOLS[self.atomic_number]})"
 
     @cached_property
     def shells(self) -> list[Shell]:
         """Images of one element, as far as no gap separates them; nearest first."""
-        found = [Shell(self.element, np.array([0]), 0.0, 0.0)]
-        for element in np.unique(self.elements[1:]):
-            members = 1 + np.nonzero(self.elements[1:] == element)[0]
+        found = [Shell(self.atomic_number, np.array([0]), 0.0, 0.0)]
+        for atomic_number in np.unique(self.atomic_numbers[1:]):
+            members = 1 + np.nonzero(self.atomic_numbers[1:] == atomic_number)[0]
             start = 0
             for stop in range(1, len(members) + 1):
                 d = self.distance[members[start:stop]]
@@ -116,7 +117,7 @@ class AtomView:
                     or self.distance[members[stop]] - d[-1] > SHELL_GAP
                     or self.distance[members[stop]] - d[0] > SHELL_SPREAD
                 ):
-                    found.append(Shell(int(element), members[start:stop], float(d[0]), float(d[-1])))
+                    found.append(Shell(int(atomic_number), members[start:stop], float(d[0]), float(d[-1])))
                     start = stop
         return sorted(found, key=lambda shell: shell.nearest)
 
@@ -265,9 +266,9 @@ class Explanation:
             fixed = [
                 {
                     "atom": atom.site,
-                    "atom_element": SYMBOLS[atom.element],
+                    "atom_element": SYMBOLS[atom.atomic_number],
                     "neighbor": int(atom.neighbor[e]),
-                    "element": SYMBOLS[atom.elements[e]],
+                    "element": SYMBOLS[atom.atomic_numbers[e]],
                     **{f"image_{a}": int(n) for a, n in zip("abc", atom.image[e], strict=True)},
                     "distance": round(float(atom.distance[e]), 6),
                     "shell": int(atom.shell_of[e]),
@@ -295,14 +296,14 @@ class Explanation:
                         at = pointed[number]
                         yield {
                             "atom": atom.site,
-                            "atom_element": SYMBOLS[atom.element],
+                            "atom_element": SYMBOLS[atom.atomic_number],
                             "layer": atom.layer_numbers[layer],
                             "head": head + 1,
                             "frame": number,
                             "weight": float(weight[number]),
                             **dict(zip(names, (axes.round(9) + 0.0).flatten().tolist(), strict=True)),
                             "neighbor": int(atom.neighbor[at]) if at >= 0 else None,
-                            "element": SYMBOLS[atom.elements[at]] if at >= 0 else None,
+                            "element": SYMBOLS[atom.atomic_numbers[at]] if at >= 0 else None,
                             "distance": round(float(atom.distance[at]), 6) if at >= 0 else None,
                         }
 
@@ -367,7 +368,7 @@ def _atom_dict(atom: AtomView) -> dict[str, Any]:
         )
     shells = [
         {
-            "element": SYMBOLS[shell.element],
+            "element": SYMBOLS[shell.atomic_number],
             "images": len(shell.members),
             "nearest": round(shell.nearest, 4),
             "farthest": round(shell.farthest, 4),
@@ -376,7 +377,7 @@ def _atom_dict(atom: AtomView) -> dict[str, Any]:
     ]
     return {
         "atom": atom.site,
-        "element": SYMBOLS[atom.element],
+        "element": SYMBOLS[atom.atomic_number],
         "copies": atom.copies,
         "shells": shells,
         "views": views,

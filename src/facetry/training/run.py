@@ -246,7 +246,7 @@ class Training:
         self.sources = self._load_sources()
         self._look_at_skipped()
         seen = Batch.from_crystals(self.sources["train"].crystals)
-        numbers = seen.atomic_numbers if seen.composition is None else seen.composition.element
+        numbers = seen.atomic_numbers if seen.composition is None else seen.composition.atomic_numbers
         self.elements = torch.unique(numbers).tolist()
         self.model.train()
         fitting = self._fitting(keeper, point)
