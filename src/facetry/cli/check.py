@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from facetry.cli.common import OK, OUR_FAULT, Json, Threads, set_threads, text_table
+from facetry.cli.common import OK, OUR_FAULT, Json, Threads, free_folder, set_threads, text_table
 
 
 def demo(
@@ -28,7 +28,7 @@ def demo(
     from facetry.tasks.demo import run_demo
 
     set_threads(threads)
-    result = run_demo(out or _free("facetry-demo"), list(override or ()), tell=_tell, verbose=True)
+    result = run_demo(out or free_folder("facetry-demo"), list(override or ()), tell=_tell, verbose=True)
     columns = ["file", "formula", "status", "value", "unit", "lower", "upper", "in_domain", "message"]
     rows = [p.row() | {"file": Path(p.source).name} for p in result.predictions]
     print(f"\n{result.scores}\n\n{text_table(rows, columns)}\n")
@@ -39,14 +39,6 @@ def demo(
 
 def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _free(name: str) -> Path:
-    folder, number = Path(name), 1
-    while folder.exists():
-        number += 1
-        folder = Path(f"{name}-{number}")
-    return folder
 
 
 def doctor(as_json: Json = False) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from facetry.cli.common import (
     Mistake,
     Stopped,
     Threads,
+    free_folder,
 )
 from facetry.cli.evaluate import examples_of
 
@@ -80,6 +80,7 @@ def train(
         out = out or _default_folder(recipe, checked)
         with _told_how_to_go_on(out):
             run = train_recipe(checked, out=out, verbose=_verbose(quiet))
+    from facetry.evaluation.metrics import nan_to_null
     from facetry.training.console import is_main_process
 
     if not is_main_process():
@@ -87,7 +88,7 @@ def train(
     assert run.folder is not None
     scores, page = _report_of_run(run)
     if as_json:
-        metrics = {part: _plain(values) for part, values in run.metrics.items()}
+        metrics = nan_to_null(dict(run.metrics))
         print(json.dumps({"folder": str(run.folder), "report": str(page), "metrics": metrics}))
     else:
         if scores is not None:
@@ -115,18 +116,7 @@ def _verbose(quiet: bool) -> bool | None:
 def _default_folder(recipe: str | None, checked: Any) -> Path:
     """runs/NAME after the recipe, or after model and data; numbered where it is taken."""
     name = Path(recipe).stem if recipe else f"{checked.model['name']}-{Path(checked.data.name).stem}"
-    folder, number = Path("runs") / name, 1
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder
-
-
-def _plain(values: Any) -> Any:
-    """Metrics for JSON, which has no NaN: what is undefined is null."""
-    if isinstance(values, dict):
-        return {name: _plain(value) for name, value in values.items()}
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+    return free_folder(f"runs/{name}")
 
 
 def _report_of_run(run: Any) -> tuple[Any, Path]:

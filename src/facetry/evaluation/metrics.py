@@ -7,8 +7,10 @@ number of times each crystal was drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -281,3 +283,12 @@ def _calibration_error(
         return np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
 
     return error
+
+
+def nan_to_null(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity: None in their place, in dicts and lists too."""
+    if isinstance(value, dict):
+        return {key: nan_to_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_to_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -29,6 +29,7 @@ from facetry.evaluation.baselines import Baseline, Fold, composition_baselines
 from facetry.evaluation.findings import COLUMNS, UNLABELLED, Finding, Subject
 from facetry.evaluation.label_checks import labels, tensors
 from facetry.evaluation.likeness import find_alike
+from facetry.evaluation.metrics import nan_to_null
 from facetry.evaluation.plausibility import plausibility
 from facetry.evaluation.prototypes import identify
 from facetry.geometry.components import connected_components
@@ -388,9 +389,6 @@ def _joined(keys: Iterable[np.ndarray]) -> Int[np.ndarray, " rows"]:
 
 def _plain(baseline: Baseline) -> dict[str, Any]:
     scores = baseline.scores
-    metrics = {
-        name: [None if not np.isfinite(x) else x for x in (e.value, e.lower, e.upper)]
-        for name, e in scores.metrics.items()
-    }
+    metrics = {name: nan_to_null([e.value, e.lower, e.upper]) for name, e in scores.metrics.items()}
     own = {"target": scores.target, "unit": scores.unit, "task": scores.task, "count": scores.count}
     return {"method": baseline.method} | own | {"metrics": metrics}

@@ -24,6 +24,7 @@ from facetry.evaluation.matching import (
     Matcher,
     species_ratio,
 )
+from facetry.evaluation.metrics import nan_to_null
 from facetry.evaluation.validity import why_invalid
 from facetry.tasks.belonging import By, Owners, candidates_of
 from facetry.tasks.inference import Item
@@ -151,9 +152,7 @@ class Matches:
                 row["rmse"] = self.rmse(k, valid)
                 if self.everyone:
                     row |= {"metre": self.metre(k, valid), "crmse": self.crmse(k, valid)}
-                scores.append(
-                    {n: None if isinstance(v, float) and math.isnan(v) else v for n, v in row.items()}
-                )
+                scores.append(nan_to_null(row))
         judged = [p.valid for p in self.pairs if p.valid is not None]
         return {
             "references": len(self._own),

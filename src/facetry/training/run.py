@@ -24,7 +24,7 @@ import torch
 from facetry._version import __version__
 from facetry.card import ModelCard, Target
 from facetry.evaluation.intervals import REFERENCE_SIZE, conformal_quantile, domain_statistics
-from facetry.evaluation.metrics import TargetScores
+from facetry.evaluation.metrics import TargetScores, nan_to_null
 from facetry.graph.batch import Batch
 from facetry.kernels.allocator import keep_freed_memory
 from facetry.models import MODELS
@@ -369,7 +369,8 @@ class Training:
             for name in outputs
         }
         epoch = progress.best_epoch if self.options.keep == "best" and progress.best_epoch else progress.epoch
-        return {"epoch": epoch} | {name: _finite(flat_metrics(part)) for name, part in scores.items()}, scores
+        found = {name: nan_to_null(flat_metrics(part)) for name, part in scores.items()}
+        return {"epoch": epoch} | found, scores
 
     def _card(self, metrics: dict) -> ModelCard:
         graph = self.model.graph
@@ -412,7 +413,7 @@ class Training:
             "created": self.model.card.created,
             "metrics": {name: self._score_rows(name, part) for name, part in scores.items()},
         }
-        write_file(self.folder / "receipt.json", json.dumps(_finite(content), indent=2) + "\n")
+        write_file(self.folder / "receipt.json", json.dumps(nan_to_null(content), indent=2) + "\n")
 
     def _score_rows(self, split: str, scores: list[TargetScores]) -> Any:
         """What the receipt says of a split: with intervals, but for val."""
@@ -452,16 +453,5 @@ def table_text(history: Sequence[Mapping[str, float | int]]) -> str:
 
 
 def _val_row(progress: Progress) -> dict[str, float]:
-    row = progress.history[-1]
-    return _finite({key.removeprefix("val_"): value for key, value in row.items() if key.startswith("val_")})
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    row = nan_to_null(progress.history[-1])
+    return {key.removeprefix("val_"): value for key, value in row.items() if key.startswith("val_")}
