@@ -93,7 +93,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def make_method(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The method, and what a receipt says of it."""
     import facetry
-    from facetry.cli.generate import _options as parsed
+    from facetry.cli.generate import options_of as parsed
     from facetry.tasks.rediscover import method_and_card
 
     own = parsed(options.set)

@@ -40,7 +40,7 @@ def minima(method: Any, crystals: list[Any], steps: int, at_once: int = 512) -> 
     from facetry.graph.batch import Batch
     from facetry.samplers import evaluated
     from facetry.samplers.descent import descended
-    from facetry.tasks.energy_chains import _crystal
+    from facetry.tasks.energy_chains import crystal_if_valid
     from facetry.tasks.inference import evaluating
 
     relaxed: list[Any] = []
@@ -55,6 +55,6 @@ def minima(method: Any, crystals: list[Any], steps: int, at_once: int = 512) -> 
             cells = state.lattice.cpu().numpy()
             coords = state.frac_coords.cpu().split(batch.num_atoms.tolist())
             for cell, frac, crystal in zip(cells, coords, few, strict=True):
-                relaxed.append(_crystal(cell, frac.numpy(), crystal.atomic_numbers) or crystal)
+                relaxed.append(crystal_if_valid(cell, frac.numpy(), crystal.atomic_numbers) or crystal)
             energies.append(state.at.energy.cpu().numpy())
     return relaxed, np.concatenate(energies)

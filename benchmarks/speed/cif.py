@@ -13,7 +13,7 @@ def main() -> None:
     import gemmi
     from pymatgen.core import Structure
 
-    from facetry.io.cif import crystal_from_cif_text
+    from facetry.io.cif import read_cif
 
     texts = [c.to_text("cif") for c in perov5(200)]
     few = texts[:20]
@@ -23,7 +23,7 @@ def main() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ours = best(each(lambda t: crystal_from_cif_text(t, "x"), texts)) / len(texts)
+        ours = best(each(lambda t: next(read_cif(t)), texts)) / len(texts)
         parse = best(each(lambda t: gemmi.cif.read_string(t), texts)) / len(texts)
         ase_ = best(each(lambda t: ase.io.read(io.StringIO(t), format="cif"), few), 3) / len(few)
         pymatgen = best(each(lambda t: Structure.from_str(t, fmt="cif"), few), 3) / len(few)

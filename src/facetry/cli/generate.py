@@ -84,7 +84,7 @@ def generate(
         "energy": energy,
         "relax": relax,
         "predict": predict,
-        "options": _options(override)
+        "options": options_of(override)
         | {k: v for k, v in (("data", data), ("trajectory", trajectory)) if v is not None}
         | ({"force": True} if force else {}),
     }
@@ -225,7 +225,7 @@ def _unused(name: str, number: int, formulas: list[Any]) -> str:
     return f"{name}-{before + 1}" if before else name
 
 
-def _options(override: list[str] | None) -> dict[str, Any]:
+def options_of(override: list[str] | None) -> dict[str, Any]:
     """KEY=VALUE, the value as TOML, or as text where it is none."""
     options: dict[str, Any] = {}
     for entry in override or ():

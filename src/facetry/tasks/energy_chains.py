@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from facetry.chemistry import Formula
@@ -411,12 +411,12 @@ class EnergyChains:
             start += size
             energy = float(ended["energy"][i])
             numbers = np.array(group.atoms[owner[row]])
-            crystal = _crystal(ended["lattice"][i].numpy(), coords[atoms], numbers)
+            crystal = crystal_if_valid(ended["lattice"][i].numpy(), coords[atoms], numbers)
             if crystal is None or not math.isfinite(energy):
                 continue
             way = []
             for step, (lattice, frac, at) in zip(steps, frames, strict=True):
-                frame = _crystal(lattice[i].numpy(), frac[atoms].numpy(), numbers)
+                frame = crystal_if_valid(lattice[i].numpy(), frac[atoms].numpy(), numbers)
                 if frame is not None:
                     way.append((step, frame, float(at[i])))
             found[owner[row]].append(Sampled(crystal, energy, rank[row], tuple(way)))
@@ -433,9 +433,14 @@ def _trained_plan(model: EnergyModel) -> Annealing:
     return plan(GenerateOptions(**known), model.density)
 
 
-def _crystal(lattice: np.ndarray, frac: np.ndarray, numbers: np.ndarray) -> Crystal | None:
+def crystal_if_valid(
+    lattice: Float[np.ndarray, "3 3"],
+    frac_coords: Float[np.ndarray, "atoms 3"],
+    atomic_numbers: Int[np.ndarray, " atoms"],
+) -> Crystal | None:
+    """The crystal, or None for numbers that are none: not finite, flat, too dense."""
     try:
-        return Crystal(lattice, frac, numbers)
+        return Crystal(lattice, frac_coords, atomic_numbers)
     except CrystalError:
         return None
 
