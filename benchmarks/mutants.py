@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import re
-import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -168,8 +167,3 @@ _OPERATIONS = (
     *(_piece, _line, _token) * 2,
     *(_number,) * 3,
 )
-
-
-def checksum(mutants: Sequence[bytes]) -> int:
-    """Tells whether two machines made the same."""
-    return zlib.crc32(b"\x00".join(mutants))
