@@ -240,7 +240,7 @@ def test_train_evaluate_predict_in_a_shell(tmp_path, capsys, monkeypatch, struct
     assert run(["train", "--resume", "runs/a"]) == 0
     shown = capsys.readouterr()
     first = [line.split()[0] for line in shown.out.splitlines()]
-    assert first == ["energy_per_atom:", "mae", "rmse", "r2", "coverage", "model", "report"]
+    assert first == ["energy_per_atom:", "mae", "rmse", "r2", "coverage", "model", "report", "next"]
     assert shown.err == ""
     assert run(["evaluate", "runs/a", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -49,14 +49,34 @@ def test_a_limit_of_every_part_is_written_where_it_is_read(tmp_path: Path) -> No
     ("change", "message"),
     [
         (("epochs", "epoch"), "unknown key 'training.epoch'; did you mean 'epochs'?"),
-        (("epochs = 2", "epochs = 0"), "training.epochs: input should be greater than or equal to 1, got 0"),
-        (("epochs = 2", "epochs = 'x'"), "training.epochs: input should be a valid integer"),
+        (("epochs = 2", "epochs = 0"), "training.epochs: expected at least 1, got 0"),
+        (("epochs = 2", "epochs = 'x'"), "training.epochs: expected a whole number, got 'x'"),
+        (("epochs = 2", "epochs = 2.5"), "training.epochs: expected a whole number, got 2.5"),
+        (("epochs = 2", "lr = 2"), "unknown key 'training.lr'; did you mean 'learning_rate'?"),
+        (("epochs = 2", "learning_rate = -1"), "training.learning_rate: expected more than 0, got -1"),
+        (("epochs = 2", "beta2 = 1.0"), "training.beta2: expected less than 1"),
+        (("epochs = 2", "drop_last = 'x'"), "training.drop_last: expected true or false, got 'x'"),
+        (
+            ("epochs = 2", 'schedule = "onecicle"'),
+            "schedule: expected 'onecycle', 'polynomial', 'inverse_sqrt' or 'constant', got 'onecicle'; did"
+            " you mean 'onecycle'?",
+        ),
+        (
+            ('name = "perov5"', 'name = "perov5"\nlimit = "few"'),
+            "data.limit: expected crystals of train and val, or one number for each of train, val, test, got",
+        ),
+        (("channels = 4", "channels = -4"), "model.channels: expected a number above 0, got -4"),
+        (('name = "tiny"\n', ""), "model.name is missing; add it: one of "),
+        (("[model]", "[modell]"), "model is missing; add a table [model] with a name, such as name = "),
         (("epochs = 2", "epochs = 2\nsteps = 3"), "training: give epochs or steps, not both"),
         (("[training]", "[trainning]"), "unknown key 'trainning'; did you mean 'training'?"),
         (("channels", "chanels"), "unknown key 'model.chanels'; did you mean 'channels'?"),
         (('"tiny"', '"tyny"'), "model.name: unknown model 'tyny'; did you mean 'tiny'?"),
         (("channels = 4", "outputs = 4"), "model.outputs follows from data.target; leave it out"),
-        (('name = "perov5"', 'nam = "perov5"'), "data.name is missing; add it"),
+        (
+            ('name = "perov5"', 'nam = "perov5"'),
+            "data.name is missing; add it: a named set (`facetry dataset list`)",
+        ),
         (
             ('name = "perov5"', 'name = "perov5"\ntargets = "a"'),
             "unknown key 'data.targets'; did you mean 'target'?",

@@ -47,6 +47,10 @@ def train(
     facetry train recipe.toml --set training.epochs=3
     facetry train --resume runs/a
     """
+    if device not in (None, "auto", "cpu", "cuda", "mps"):
+        raise Mistake(
+            f"--device {device}: expected auto, cpu, cuda or mps (how many: --set training.devices=2)"
+        )
     changes = {"accelerator": device, "threads": threads}
     changes = {key: value for key, value in changes.items() if value is not None}
     if resume is not None:
@@ -60,7 +64,10 @@ def train(
             run = go_on(resume, verbose=_verbose(quiet), **changes)
     else:
         if recipe is None and (model is None or data is None):
-            raise Mistake("train needs a RECIPE, or --model and --data, or --resume FOLDER")
+            given = (
+                "" if (model or data) is None else f"; {'--data' if data is None else '--model'} is missing"
+            )
+            raise Mistake(f"train needs a RECIPE, or --model and --data, or --resume FOLDER{given}")
         from facetry.training import train_recipe
         from facetry.training.recipe import apply_overrides, make_recipe, read_tables
 
@@ -95,7 +102,18 @@ def train(
             print(scores)
         print(f"model   {run.folder}")
         print(f"report  {page}")
+        print(f"next    {_next_command(run)}")
     return OK
+
+
+def _next_command(run: Any) -> str:
+    """What most people do with a model of this job."""
+    commands = {
+        "predict": f"facetry predict {run.folder} FILES -o predictions.csv",
+        "relax": f"facetry relax {run.folder} FILES -o relaxed",
+        "generate": f"facetry generate {run.folder} FORMULA -o made",
+    }
+    return commands[run.model.job]
 
 
 @contextmanager

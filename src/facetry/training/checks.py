@@ -15,6 +15,7 @@ from facetry.models import MODELS
 from facetry.models.base import EnergyModel, LatticeModel, Model, PropertyModel
 from facetry.training.console import is_main_process
 from facetry.training.files import remove_leftovers, write_file
+from facetry.training.receipt import cores
 from facetry.training.recipe import (
     DataOptions,
     Recipe,
@@ -45,6 +46,39 @@ def check_arguments(model: Any, data: Any) -> None:
         raise TrainingError(
             "train: expected the parts train, val and test that facetry.dataset(NAME_OR_PATH) returns, got "
             f"{type(data).__name__}{f' {data!r}' if isinstance(data, str) else ''}"
+        )
+
+
+def check_divided(data: Splits) -> None:
+    """Raises TrainingError for a set in folds of which none is chosen."""
+    folds = getattr(data, "folds", None)
+    if folds and not data.parts:
+        raise TrainingError(
+            f"{data.name} is divided into {len(folds)} folds; choose one: data.fold = 0 to {len(folds) - 1}"
+            f" in the recipe, or facetry.dataset({data.name!r}, fold=0)"
+        )
+
+
+def check_machine(options: TrainingOptions) -> None:
+    """Raises TrainingError for devices that are not there."""
+    import torch
+
+    kind, wanted = options.accelerator, options.devices
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
+        raise TrainingError(
+            f"training.accelerator: expected a device that torch can use, {kind!r} is none here; take"
+            f" {'cuda' if cuda else 'mps' if mps else 'cpu'}, or auto"
+        )
+    if kind == "auto":
+        kind = "cuda" if cuda else "mps" if mps else "cpu"
+    # two processes on one core are slow, but serve to try things out
+    most = {"cuda": torch.cuda.device_count() if cuda else 0, "mps": 1, "cpu": max(cores(), 2)}[kind]
+    if wanted > most:
+        what = {"cuda": "CUDA devices", "mps": "MPS device", "cpu": "CPU processes"}[kind]
+        raise TrainingError(
+            f"training.devices: expected at most {most} ({what} of this machine), got {wanted}; one device"
+            " uses several cores by training.threads"
         )
 
 
@@ -140,13 +174,40 @@ def check_outputs(model: PropertyModel, targets: Sequence[Target]) -> None:
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Raises TrainingError where a new run cannot go into a folder, and says what can be done."""
+    begun, ended = (folder / "recipe.toml").exists(), (folder / "receipt.json").exists()
+    if ended and begun:
+        raise TrainingError(
+            f"{folder} already holds a run, which has ended; use it (facetry evaluate {folder}), or choose"
+            " another folder with -o"
+        )
+    if begun:
+        raise TrainingError(
+            f"{folder} already holds a run, which has not ended; go on with: facetry train --resume {folder}"
+            ", or choose another folder with -o"
+        )
+    if (folder / "model.json").exists():
+        raise TrainingError(f"{folder} already holds a model; choose another folder with -o")
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise TrainingError(
+                f"{folder}: expected a folder for the run, {place} is a file; choose another with -o"
+            )
+
+
 def open_folder(folder: Path, recipe: Recipe) -> None:
-    """Make the folder of a new run with its recipe. Raises TrainingError where it holds one already."""
+    """Make the folder of a new run with its recipe. Raises TrainingError where it cannot be."""
     if not is_main_process():
         return
-    if (folder / "recipe.toml").exists() or (folder / "model.json").exists():
-        raise TrainingError(f"{folder} already holds a run; go on with resume, or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: the folder of the run could not be made ({error.strerror or error}); choose another,"
+            " where you may write, with -o"
+        ) from None
     remove_leftovers(folder)
     write_file(folder / "recipe.toml", recipe.to_toml())
 
@@ -154,10 +215,16 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
 def stored_recipe(folder: Path, changes: Mapping[str, Any]) -> Recipe:
     """The recipe of a run folder; only how the run is carried out may differ."""
     path = folder / "recipe.toml"
-    if not path.is_file():
+    if folder.is_file():
         raise TrainingError(
-            f"{folder}: expected a run folder with recipe.toml, found none; start the run again"
+            f"{folder}: expected the folder of a run to go on with, this is a file; to begin a run:"
+            f" facetry train {folder}"
         )
+    if not path.is_file():
+        if not folder.is_absolute() and (Path("runs") / folder / "recipe.toml").is_file():
+            raise TrainingError(f"{folder}: there is no such run here; did you mean {Path('runs') / folder}?")
+        what = "found none" if folder.is_dir() else "there is no such folder"
+        raise TrainingError(f"{folder}: expected a run folder with recipe.toml, {what}; start the run again")
     recipe = load_recipe(path)
     known = TrainingOptions.model_fields
     for key, value in changes.items():

@@ -405,14 +405,13 @@ def run_fitting(fitting: Fitting) -> torch.device:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[None]:
-    """Ctrl-C reaches the caller as such; Lightning would exit and leave the signal switched off."""
+    """Ctrl-C reaches the caller as such; Lightning would exit and leave the signal switched off. SIGTERM,
+    with which batch systems end a job, is the same."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SIGTERMException:
-        raise
-    except SystemExit:
+    except (SIGTERMException, SystemExit):
         raise KeyboardInterrupt from None
     finally:
         if main and handler is not None:

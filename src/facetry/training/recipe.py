@@ -11,8 +11,8 @@ Every key is checked: an unknown one fails and the nearest is named. Recipes tha
 
 from __future__ import annotations
 
-import difflib
 import inspect
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from facetry.training.slips import first_error, nearest
 
 _FREE_ARGUMENTS = ("self", "outputs")  # `outputs` follows from the targets
 
@@ -237,34 +239,13 @@ _TABLES = {
 _OF_LABELS = ("loss", "huber_delta", "class_weights", "compile", "store_graphs")  # of `training`
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
-    """`did you mean ...?` for an unknown key, else the keys there are."""
-    known = list(known)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-
-
-def first_error(error: ValidationError, schema: type[BaseModel], where: str = "") -> str:
-    """The first complaint of pydantic as one line that names key, value and the nearest key."""
-    detail = error.errors()[0]
-    path = [str(part) for part in detail["loc"]]
-    key = ".".join([*([where] if where else []), *path])
-    if detail["type"] == "extra_forbidden":
-        for part in path[:-1]:
-            schema = _TABLES[part]
-        return f"unknown key {key!r}; {nearest(path[-1], schema.model_fields)}"
-    if detail["type"] == "missing":
-        return f"{key} is missing; add it"
-    message = detail["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(detail["input"], dict | BaseModel) else f", got {detail['input']!r}"
-    return f"{key}: {message[0].lower()}{message[1:]}{value}" if key else message
-
-
 def check_model_options(model: Mapping[str, Any]) -> None:
     """The `model` table against the signature of the class it names."""
     from facetry.models import MODELS
 
     name = model.get("name")
+    if name is None:
+        raise RecipeError(f"model.name is missing; add it: one of {', '.join(MODELS)}")
     if not isinstance(name, str) or name not in MODELS:
         raise RecipeError(f"model.name: unknown model {name!r}; {nearest(str(name), MODELS)}")
     arguments = inspect.signature(MODELS[name].__init__).parameters
@@ -285,6 +266,9 @@ def _check_kind(key: str, value: Any, default: Any) -> None:
     fits = type(value) is kind or (kind is float and type(value) is int)
     if kind in kinds and not fits:
         raise RecipeError(f"{key}: expected {kinds[kind]}, got {value!r}")
+    least = 1 if "channels" in key else 0  # of sizes; what a class does not take besides, it says itself
+    if kind is int and default > 0 and value < least:
+        raise RecipeError(f"{key}: expected a number above 0, got {value!r}")
 
 
 def make_options(options: Mapping[str, Any]) -> TrainingOptions:
@@ -292,7 +276,7 @@ def make_options(options: Mapping[str, Any]) -> TrainingOptions:
     try:
         return TrainingOptions(**options)
     except ValidationError as error:
-        raise RecipeError(first_error(error, TrainingOptions, "training")) from None
+        raise RecipeError(first_error(error, TrainingOptions, _TABLES, "training")) from None
 
 
 def make_relax_options(options: Mapping[str, Any]) -> RelaxOptions:
@@ -300,7 +284,7 @@ def make_relax_options(options: Mapping[str, Any]) -> RelaxOptions:
     try:
         return RelaxOptions(**options)
     except ValidationError as error:
-        raise RecipeError(first_error(error, RelaxOptions, "relax")) from None
+        raise RecipeError(first_error(error, RelaxOptions, _TABLES, "relax")) from None
 
 
 def make_generate_options(options: Mapping[str, Any]) -> GenerateOptions:
@@ -308,7 +292,7 @@ def make_generate_options(options: Mapping[str, Any]) -> GenerateOptions:
     try:
         return GenerateOptions(**options)
     except ValidationError as error:
-        raise RecipeError(first_error(error, GenerateOptions, "generate")) from None
+        raise RecipeError(first_error(error, GenerateOptions, _TABLES, "generate")) from None
 
 
 def make_data_options(options: Mapping[str, Any]) -> DataOptions:
@@ -316,7 +300,7 @@ def make_data_options(options: Mapping[str, Any]) -> DataOptions:
     try:
         return DataOptions(**options)
     except ValidationError as error:
-        raise RecipeError(first_error(error, DataOptions, "data")) from None
+        raise RecipeError(first_error(error, DataOptions, _TABLES, "data")) from None
 
 
 def make_recipe(tables: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -324,7 +308,7 @@ def make_recipe(tables: Mapping[str, Any], source: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(dict(tables))
     except ValidationError as error:
-        raise RecipeError(f"{source}: {first_error(error, Recipe)}") from None
+        raise RecipeError(f"{source}: {first_error(error, Recipe, _TABLES)}") from None
     try:
         check_model_options(recipe.model)
         return for_its_job(recipe)
@@ -368,6 +352,12 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict
     A key may lead into a table: `data.limit.train=100`, `data.tasks.phase=multiclass`.
     """
     result = {name: dict(table) if isinstance(table, dict) else table for name, table in tables.items()}
+    overrides = list(overrides)
+    lengths = [o for o in overrides if o.partition("=")[0].strip() in ("training.epochs", "training.steps")]
+    if len({o.partition("=")[0].strip() for o in lengths if o.partition("=")[2].strip() != "none"}) > 1:
+        raise RecipeError(
+            f"--set {' --set '.join(lengths)}: give training.epochs or training.steps, not both"
+        )
     for override in overrides:
         path, sign, text = override.partition("=")
         table, dot, key = path.strip().partition(".")
@@ -405,22 +395,32 @@ def recipe_names() -> list[str]:
 
 def read_tables(source: str | Path) -> dict[str, Any]:
     """The raw tables of a recipe file, or of a shipped recipe by its name."""
-    path = Path(source)
+    path, names = Path(source), recipe_names()
     if path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise RecipeError(f"{source}: not valid TOML: {error}; save it as UTF-8") from None
-    elif str(source) in recipe_names():
+    elif str(source) in names:
         text = (resources.files("facetry") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
-    else:
+    elif path.is_dir():
+        if not (path / "recipe.toml").is_file():
+            raise RecipeError(f"{source}: expected a recipe, which is a .toml file; this is a folder")
         raise RecipeError(
-            f"{source}: no such recipe file, nor a recipe that ships; {nearest(str(source), recipe_names())}"
+            f"{source}: expected a recipe, this is the folder of a run; go on with it by --resume {source},"
+            f" or train the same anew by {path / 'recipe.toml'}"
         )
+    else:
+        near = nearest(path.name.removesuffix(".toml"), names)
+        if not near.startswith("did"):
+            near = f"{len(names)} ship, named MODEL-DATA, such as {names[0]} and icomformer-perov5-cpu"
+        raise RecipeError(f"{source}: no such recipe file, nor a recipe that ships; {near}")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{source}: not valid TOML: {error}") from None
+        found = re.search(r"at line (\d+)", str(error))
+        line = text.splitlines()[int(found[1]) - 1].strip() if found else ""
+        raise RecipeError(f"{source}: not valid TOML: {error}{f': {line}' if line else ''}") from None
 
 
 def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:

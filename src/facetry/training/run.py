@@ -33,6 +33,9 @@ from facetry.training import receipt
 from facetry.training.checkpoint import fill_weights, save_model
 from facetry.training.checks import (
     check_arguments,
+    check_divided,
+    check_folder,
+    check_machine,
     check_outputs,
     check_same_model,
     describe_data,
@@ -115,6 +118,7 @@ def train(
     full disk; what was written before stays.
     """
     check_arguments(model, data)
+    check_divided(data)
     if not isinstance(model, PropertyModel):
         data = without_targets(data)
     folder = Path(resume if resume is not None else out) if (resume or out) is not None else None
@@ -142,6 +146,7 @@ def train(
         )
     else:
         recipe = recipe.model_copy(update={"model": model_table(model)})
+    check_machine(recipe.training)
     parts = labelled_parts(data, recipe) if isinstance(model, PropertyModel) else whole_parts(data, recipe)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"hash": data.hash})})
     targets = []
@@ -161,7 +166,11 @@ def train_recipe(
 ) -> Run:
     """Train what a recipe describes: a file, the name of one that ships, or a `Recipe`."""
     recipe = source if isinstance(source, Recipe) else load_recipe(source)
+    check_machine(recipe.training)
+    if out is not None and is_main_process():
+        check_folder(Path(out))  # before data that may take minutes to read
     data = load_data(recipe)
+    check_divided(data)
     model = build_model(recipe, data.target_info)
     return train(model, data, out=out, recipe=recipe, verbose=verbose)
 
@@ -199,8 +208,8 @@ def build_model(recipe: Recipe, targets: Sequence[Target]) -> PropertyModel | La
         torch.manual_seed(recipe.training.seed)
         try:
             return MODELS[name](**options)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"model: {error}") from None
+        except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+            raise RecipeError(f"model: {str(error) or type(error).__name__}") from None
 
 
 def _training_of(model: Model) -> type[Training]:
@@ -250,6 +259,10 @@ class Training:
         self.elements = torch.unique(numbers).tolist()
         self.model.train()
         fitting = self._fitting(keeper, point)
+        ended = fitting.progress.finished
+        fitting.progress.command = fitting.progress.command or receipt.command_line()
+        if ended and wants_lines(self.verbose):
+            say(f"{self.folder}: has ended already; nothing is trained, the weights are judged again")
         try:
             device = run_fitting(fitting)
         except KeyboardInterrupt:
@@ -269,7 +282,8 @@ class Training:
         self.model.card = self._card(metrics)
         if self.writes:
             save_model(self.model, self.folder)
-            self._write_receipt(fitting.progress, scores, device)
+            if not (ended and (self.folder / "receipt.json").is_file()):  # else it would tell of this start
+                self._write_receipt(fitting.progress, scores, device)
             if wants_lines(self.verbose):
                 say(f"{self.folder}: {self._summary(metrics)}")
         return Run(self.model, self.folder, metrics, fitting.progress.history)
@@ -396,7 +410,7 @@ class Training:
         complete = bool(getattr(self.data, "complete", True))
         short = receipt.shortened(self.recipe, complete, progress.epoch, progress.step)
         content = {
-            "command": receipt.command_line(),
+            "command": progress.command,
             "data": self.model.card.data | {"notes": list(getattr(self.data, "notes", ()))},
             "skipped": {name: s.skipped for name, s in self.sources.items() if s.skipped},
             "seed": self.options.seed,

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """Where a run is. `epoch` and `position` (steps into the epoch) name the step to come."""
+    """Where a run is. `epoch` and `position` (steps into the epoch) name the step to come; `command` is what
+    began it."""
 
     epoch: int = 0
     position: int = 0
@@ -46,6 +47,7 @@ class Progress:
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     starts: int = 0
+    command: str = ""
     history: list[dict] = field(default_factory=list)
 
 
