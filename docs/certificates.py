@@ -1,7 +1,7 @@
 """Measures the certificates of all models and renews docs/certificates.md: `python docs/certificates.py`.
 
 Numbers are kept in docs/certificates.json, an entry for each model; entries that are named after the command
-are measured alone. All take a quarter of an hour on one core.
+are measured alone. All take half an hour on one core.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
     "icomformer, canonical": ("icomformer", {**COMFORMER, "construction": "canonical"}),
     "icomformer, continuous": ("icomformer", {**COMFORMER, "construction": "continuous"}),
     "icomformer, published": ("icomformer", {**COMFORMER, "construction": "published"}),
+    "icomformer, gap 0.05 Å": ("icomformer", {**COMFORMER, "gap": 0.05}),
     "icomformer, no edge layer": ("icomformer", {**COMFORMER, "edge_layer": False}),
     "ecomformer": ("ecomformer", {**COMFORMER, "scalars": 8}),
     "ecomformer, pseudoscalar": ("ecomformer", {**COMFORMER, "scalars": 8, "pseudoscalar": True}),
@@ -157,9 +158,9 @@ def _cell(findings: list[dict[str, Any]], spread: float) -> str:
 
 
 def continuity() -> str:
-    """The largest jump over the spread, for every deformation."""
+    """The largest jump over the spread, for every deformation, and what the model's precision adds."""
     kinds = {"jitter": "jitter", "strain": "strain", "crossing": "a bond comes or goes"}
-    lines = [f"| | declared | {' | '.join(kinds.values())} |", "|---|---|---|---|---|"]
+    lines = [f"| | declared | {' | '.join(kinds.values())} | float32 adds |", "|---|---|---|---|---|---|"]
     for entry, found in stored().items():
         cells = []
         for kind in kinds:
@@ -173,6 +174,8 @@ def continuity() -> str:
                 place = _power(worst["place"]) + ("" if kind == "strain" else " Å")
                 cells.append(f"{_power(worst['jump'] / found['spread'])} at {place}, {worst['name']}")
         declared = "yes" if found["declared"]["continuous"] else "no"
+        added = [f["rounding"] for f in found["continuity"] if f.get("rounding") is not None]
+        cells.append(_power(max(added) / found["spread"]) if added else "")
         lines.append(f"| {entry} | {declared} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
