@@ -96,6 +96,25 @@ def test_changes_describe_the_same_crystal(draw):
         np.testing.assert_allclose(far, near[change.source], atol=1e-8)
 
 
+def test_answers_come_back():
+    """What goes with the crystal and is brought back is what it was, however long the rows of the other cell;
+    a deformation that turns with the crystal is no change, one that does not is."""
+    crystal = zoo.random_crystal(3, atoms=4)
+    stretch = np.diag([1.02, 0.97, 1.0]) + 0.01
+    for draw in (changes.rotation, changes.cell_choice, changes.slanted_supercell, changes.mirror):
+        change = draw(crystal, np.random.default_rng(2))
+        other = change(crystal)
+        before = Answer(np.zeros(0), crystal.lattice @ stretch, crystal.frac_coords)
+        turned = change.turn @ stretch @ change.turn.T
+        after = Answer(np.zeros(0), other.lattice @ turned, other.frac_coords)
+        assert before.distance(after, change) < 1e-12
+        wrong = Answer(np.zeros(0), other.lattice @ turned * (1 + 1e-6), other.frac_coords)
+        size = np.abs(before.lattice).max()
+        assert before.distance(wrong, change) == pytest.approx(1e-6 * size, rel=1e-3)
+        moved = Answer(np.zeros(0), after.lattice, after.frac_coords + 1e-3)
+        assert before.distance(moved, change) > 1e-4
+
+
 def _nearest(crystal: Crystal, count: int) -> np.ndarray:
     batch = KNearest(count)([crystal])
     d = batch.edge_vectors().norm(dim=1).numpy()
@@ -230,6 +249,72 @@ def test_paths_start_in_the_primitive_cell():
     assert [w.kind for w in paths(zoo.po(), 0)] == ["strain"]
 
 
+class Crowded(SchNet):
+    """Answers by how many crystals are in the batch."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__(layers=2, channels=channels)
+
+    def forward(self, batch):
+        return super().forward(batch) + 1e-3 * (len(batch) > 1)
+
+
+class Undeclared(SchNet):
+    """Promises nothing."""
+
+    @property
+    def symmetry(self):
+        return Symmetry(False, False, False, False, False, False)
+
+    @property
+    def continuous(self):
+        return False
+
+
+def test_a_model_that_declares_nothing_cannot_fail():
+    found = certify(Undeclared(channels=8, layers=1), FEW[:2], deformed=0)
+    assert found.ok
+    assert found.verdict("rotation") == "same"
+    assert "declares no symmetry" in str(found)
+
+
+def test_one_crystal_gets_company():
+    found = certify(Crowded(), FEW[:1], deformed=0)
+    assert found.series["float64"]["batch"].verdict == "fails"
+
+
+def shaken(crystal, seed=0, size=0.05):
+    away = np.random.default_rng(seed).normal(size=(len(crystal), 3)) * size
+    return crystal.replace(frac_coords=crystal.frac_coords + away @ np.linalg.inv(crystal.lattice))
+
+
+def test_of_large_crystals_the_smallest_is_deformed():
+    model = SchNet(channels=8, layers=1, cutoff=3.7)
+    large = [shaken(zoo.cscl().supercell(np.diag(d))).replace(name=str(d)) for d in ([3, 3, 3], [3, 4, 2])]
+    found = certify(model, large, deformed=5)
+    assert {f.name for f in found.followed} == {"[3, 4, 2]"}
+    assert found.facts["deformed crystals"] == 1
+    assert {f.name for f in certify(model, [large[1], zoo.nacl()]).followed} == {"NaCl"}
+
+
+def test_jumps_are_printed_with_a_verdict(tmp_path):
+    """The gap between shells decides whether a perovskite jumps when its atoms jitter."""
+    for gap, verdict in ((1e-3, "jumps"), (0.05, "smooth")):
+        options = {"channels": 8, "layers": 1, "k": 12, "gap": gap, "construction": "canonical"}
+        found = certify(random_model("icomformer", options), [zoo.srtio3()])
+        assert found.jump_verdict("jitter") == verdict
+        assert found.to_dict()["jumps"]["jitter"] == verdict
+        line = next(x for x in str(found).splitlines() if x.startswith("jitter"))
+        assert verdict in line
+        assert ("SrTiO3, 4 edges" in line) == (verdict == "jumps")
+        assert all(f.rounding is not None and f.rounding < 1e-3 for f in found.followed)
+    double = certify(random_model("schnet", SMALL).double(), [zoo.po()])
+    assert [f.rounding for f in double.followed] == [None]
+    assert "not measured" in str(double)
+    for certificate in (found, double):
+        assert "NaN" not in certificate.write(tmp_path / "c")[0].read_text()
+
+
 # ------------------------------------------------------------------ the verb
 
 
@@ -293,10 +378,21 @@ def test_bad_inputs_get_rows(tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--random", "--set", "model.channels=16", "--set", "model.layers=2"]
     assert run(["certify", "schnet", str(tmp_path / "*.cif"), *options, "-o", str(out)]) == 3
-    assert "all that is declared holds" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "all that is declared holds" in shown
+    assert "bad.cif: failed: " in shown
+    assert "half.cif: skipped: " in shown
     rows = json.loads((out / "certificate.json").read_text())["crystals"]
     assert [r["status"] for r in rows] == ["failed", "ok", "skipped"]
     assert all(r["message"] for r in rows if r["status"] != "ok")
+
+
+def test_nothing_measured(tmp_path, capsys, recwarn):
+    (tmp_path / "bad.cif").write_text("data_x\n_cell_length_a 3\n")
+    assert run(["certify", "icomformer-perov5", str(tmp_path / "bad.cif"), "-o", str(tmp_path / "o")]) == 3
+    assert capsys.readouterr().out.endswith("no crystal got an answer: nothing was measured\n")
+    assert json.loads((tmp_path / "o" / "certificate.json").read_text())["verdict"] == "not measured"
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
 
 
 def test_exit_code_of_a_broken_symmetry(monkeypatch, tmp_path, capsys):
@@ -317,6 +413,7 @@ def test_exit_code_of_a_broken_symmetry(monkeypatch, tmp_path, capsys):
         (["icomformer", "--random", "--set", "data.target=x"], "expected keys of the table model"),
         (["icomformer-perov5", "--set", "model.layers=2"], "add --random"),
         (["icomformer-perov5", "nowhere.cif"], "nowhere.cif"),
+        (["icomformer-perov5", "-o", "/dev/null/certificate"], "expected a folder to write into"),
     ],
 )
 def test_mistakes(arguments, words, capsys, tmp_path, monkeypatch):

@@ -110,6 +110,13 @@ class Certificate:
         """Whether all that is declared holds, on at least one crystal."""
         return not self.failures and any(row.status == "ok" for row in self.rows)
 
+    @property
+    def word(self) -> Literal["holds", "fails", "not measured"]:
+        """What is said of all that is declared."""
+        if self.failures:
+            return "fails"
+        return "holds" if self.ok else "not measured"
+
     def verdict(self, name: str) -> str:
         """Of a field of `Symmetry` over all series: "holds" or "fails" where it is declared, else "same" or
         "differs"; "not measured" without a crystal for it."""
@@ -138,7 +145,7 @@ class Certificate:
             "options": self.options,
             "job": self.job,
             "parameters": self.parameters,
-            "verdict": "holds" if self.ok else "fails",
+            "verdict": self.word,
             "failures": self.failures,
             "declared": {**asdict(self.symmetry), "continuous": self.continuous},
             "unit": self.unit,

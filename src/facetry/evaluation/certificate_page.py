@@ -32,10 +32,9 @@ def certificate_page(found: Certificate) -> str:
     from facetry.evaluation.certificate import FIELDS, WORDS
 
     used = sum(row.status == "ok" for row in found.rows)
-    verdict = "holds" if found.ok else "fails"
     mark = "" if found.ok else ' class="bad"'
     cards = [
-        f'<div class="card"><b{mark}>{verdict}</b><span>what is declared</span></div>',
+        f'<div class="card"><b{mark}>{found.word}</b><span>what is declared</span></div>',
         f'<div class="card"><b>{used}</b><span>crystals measured of {len(found.rows)}</span></div>',
         f'<div class="card"><b>{_number(found.spread)} {escape(found.unit)}</b>'
         "<span>standard deviation of answers between crystals</span></div>",
@@ -127,7 +126,8 @@ def _continuity(found: Certificate) -> list[str]:
     note = (
         "Crystals in their primitive cells are deformed little by little. Where a step is unlike its"
         " neighbours it is halved until a jump stands alone. Jumps below "
-        f"{SMOOTH:g} of the spread count as none. Continuity is "
+        f"{SMOOTH:g} of the spread count as none. Jumps are looked for in float64; what"
+        f" {found.facts.get('precision', 'float32')} adds is how far the same steps differ there. Continuity is "
         f"{'declared' if found.continuous else 'not declared by this model'}."
     )
     rows, pictures = [], []

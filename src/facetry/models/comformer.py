@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from facetry.geometry.ragged import group_index, items_in, offsets, ranges
 from facetry.graph.batch import Batch
 from facetry.graph.complete import LatticeKNearest
+from facetry.graph.neighbors import SHELL_GAP
 from facetry.models.base import PropertyModel, Symmetry
 from facetry.nn.attention import EdgewiseTransformer, NodewiseTransformer
 from facetry.nn.basis import GaussianBasis, ScalarEmbedding, distinct
@@ -37,6 +38,7 @@ from facetry.nn.segment import segment_mean, segment_sum
 
 Construction = Literal["average", "canonical", "continuous", "published"]
 BASIS_SIZE = 256
+_WIDEST_GAP = 0.2  # Å; shells would run into one another without end
 _VIEW_EDGES = 65536  # edges times frames evaluated at once
 
 
@@ -54,6 +56,8 @@ class _ComFormer(PropertyModel):
         super().__init__()
         if layers < 1:
             raise ValueError(f"ComFormer: expected at least one node layer, came layers={layers}")
+        if not 0 <= graph.gap <= _WIDEST_GAP:
+            raise ValueError(f"ComFormer: expected a gap from 0 to {_WIDEST_GAP} Å, came {graph.gap}")
         kinds = {"table": ElementTable, "learned": LearnedElements}
         if atom_features not in kinds:
             raise ValueError(f"ComFormer: expected atom_features of table or learned, came {atom_features!r}")
@@ -134,7 +138,9 @@ class IComFormer(_ComFormer):
     Defaults are the published configuration, 4 892 417 parameters (4 966 497 as published, with 74 080
     that nothing reads). `edge_layer=False` is the paper's ablation. `atom_features="learned"` replaces the
     table of element properties by a learned row for each element. `construction` chooses the lattice frames
-    where several are equally good (see `LatticeKNearest`).
+    where several are equally good (see `LatticeKNearest`). `gap` (Å): a step between distances that is no
+    longer leaves neighbours in one shell, kept or left out whole. Wider gaps hold the shells of distorted
+    crystals together, so that the answer does not jump where they split ("published" knows none).
 
     Invariant under rotation, translation, atom order, choice of cell and supercell; not under reflection.
     """
@@ -151,8 +157,9 @@ class IComFormer(_ComFormer):
         edge_layer: bool = True,
         atom_features: Literal["table", "learned"] = "table",
         construction: Construction = "average",
+        gap: float | int = SHELL_GAP,
     ) -> None:
-        graph = LatticeKNearest(k=k, frames=construction, angles=edge_layer)
+        graph = LatticeKNearest(k=k, frames=construction, angles=edge_layer, gap=float(gap))
         super().__init__(outputs, layers, channels, atom_features, graph)
         self.edge_layer = EdgewiseTransformer(channels) if edge_layer else None
         if edge_layer:
@@ -273,7 +280,8 @@ class EComFormer(_ComFormer):
 
     Defaults are the published configuration, 12 459 137 parameters; `scalars=64` is the "half" model.
     `degree` 0 (no equivariant update), 1 and 2 are the paper's ablation. Its output consists of inner
-    products only, so it cannot tell mirror images apart; `pseudoscalar=True` adds a path that can.
+    products only, so it cannot tell mirror images apart; `pseudoscalar=True` adds a path that can. `gap` as
+    for IComFormer.
 
     Invariant under rotation, reflection (without the pseudoscalar path), translation, atom order, choice of
     cell and supercell.
@@ -293,8 +301,9 @@ class EComFormer(_ComFormer):
         k: int = 25,
         atom_features: Literal["table", "learned"] = "table",
         construction: Construction = "average",
+        gap: float | int = SHELL_GAP,
     ) -> None:
-        graph = LatticeKNearest(k=k, frames=construction, angles=False)
+        graph = LatticeKNearest(k=k, frames=construction, angles=False, gap=float(gap))
         super().__init__(outputs, layers, channels, atom_features, graph)
         if degree == 0 and pseudoscalar:
             raise ValueError("EComFormer: pseudoscalar=True needs degree 1 or 2, came degree=0")
