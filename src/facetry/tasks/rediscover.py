@@ -112,11 +112,16 @@ def rediscover(
     """Candidates for crystals, compared with them; see the head of this module.
 
     Args:
-        method, told, ranking, draws: of `method_and_card`; candidates made before the lowest are kept.
+        method: what draws, the first of `method_and_card`.
+        told: what a receipt says of it, the third of `method_and_card`.
+        ranking: the energy that ranks candidates, the second of `method_and_card`.
+        draws: candidates made before the lowest are kept.
         crystals: the test part. `limit` of them are asked for, chosen at random, the same for all methods.
         data: what a receipt says of where they come from.
-        count, seed: candidates of each; of what is drawn.
-        workers, time_limit: of `facetry.match`.
+        count: candidates of each.
+        seed: of what is drawn.
+        workers: processes of `facetry.match`.
+        time_limit: seconds for a pair in `facetry.match`.
         progress: called with what is done, how many and of how many.
 
     Raises ImportError with the command to type where pymatgen-core is missing, before anything is drawn.
