@@ -11,6 +11,7 @@ import facetry
 from facetry.cli import run
 from facetry.models import MODELS
 from tests.cli.calls import one_line, python, rows_of
+from tests.tasks.test_demo import SMALL
 
 VERBS = (
     "demo",
@@ -22,7 +23,10 @@ VERBS = (
     "explain",
     "generate",
     "match",
+    "certify",
+    "audit",
     "dataset",
+    "reproduce",
     "doctor",
 )
 HEAVY = ("torch", "lightning", "ase", "pymatgen", "matplotlib", "numpy", "scipy", "pyarrow")
@@ -247,3 +251,12 @@ def test_train_evaluate_predict_in_a_shell(tmp_path, capsys, monkeypatch, struct
     assert found["targets"][0]["metrics"]["mae"]["value"] == pytest.approx(answer["metrics"]["test"]["mae"])
     assert run(["predict", "a", str(structures), "--json"]) == 0  # runs/a by its name
     assert {row["unit"] for row in json.loads(capsys.readouterr().out)} == {"eV/atom"}
+
+
+def test_demo_in_a_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["demo", *(word for change in SMALL for word in ("--set", change))]) == 0
+    said = capsys.readouterr().out
+    for words in ("mae", "Cu3Au.cif", "facetry-demo/run", "report.html", "done in"):
+        assert words in said
+    assert (tmp_path / "facetry-demo" / "predictions.csv").is_file()

@@ -14,7 +14,7 @@ import pytest
 from facetry.data import SETS, CrystalTable, Splits, dataset, get, info, list_sets
 from facetry.data.division import group_split
 from facetry.data.manifest import TargetInfo
-from facetry.data.named import target_column
+from facetry.data.named import target_column, whole_set
 from facetry.data.vault import sha256_of
 
 REAL = [name for name in list_sets() if not info(name).generated]
@@ -328,3 +328,10 @@ def test_a_complete_part_trains_where_the_training_part_is_missing(real):
     assert [len(part) for part in data.parts.values()] == [9047, 1000, 9046]
     assert not data.official
     assert any("train is val" in note for note in data.notes)
+
+
+def test_a_whole_set_is_all_its_parts():
+    whole, splits = whole_set(info("emt-alloys")), dataset("emt-alloys")
+    assert len(whole) == sum(splits.counts.values())
+    assert set(whole.names.tolist()) == {name for part in splits.parts.values() for name in part.names}
+    assert [t.name for t in whole.target_info] == list(info("emt-alloys").targets)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from itertools import pairwise
 
@@ -13,6 +15,7 @@ from facetry.evaluation import match_pool
 from facetry.evaluation.match_pool import MatchTask, match_pairs
 from facetry.evaluation.matching import Matcher, species_ratio
 from facetry.evaluation.validity import minimum_distances, why_invalid
+from facetry.io.protocol import receive, results_message, send
 from tests import crystals as known
 
 pytest.importorskip("pymatgen.core")
@@ -140,6 +143,21 @@ def test_processes_give_what_one_gives_in_order():
     assert here[0][1][0] == pytest.approx(0, abs=1e-6)
     assert here[0][2] == [None, ""]
     assert list(match_pairs([], workers=2)) == []
+
+
+def test_a_worker_leaves_when_its_input_ends(tmp_path):
+    cell, request = known.cu(), {"keys": [0, 1], "pairs": [[0, 1]]}
+    header, body = results_message([("a", cell), ("b", cell)])
+    with open(tmp_path / "asked", "wb") as stream:
+        send(stream, {})
+        send(stream, request | {"crystals": header}, body)
+    command = [sys.executable, "-c", match_pool._CODE]
+    with open(tmp_path / "asked", "rb") as asked, open(tmp_path / "said", "wb") as said:
+        subprocess.run(command, stdin=asked, stdout=said, timeout=120, check=True)
+    with open(tmp_path / "said", "rb") as answers:
+        assert receive(answers) == ("ready", b"")
+        assert receive(answers) == ([0.0, ""], b"")
+        assert receive(answers) is None
 
 
 _HANGS = """

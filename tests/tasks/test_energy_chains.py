@@ -29,7 +29,7 @@ from facetry.samplers.descent import descended
 from facetry.tasks import energy_chains
 from facetry.tasks.energies import Energies
 from facetry.tasks.energy_chains import EnergyChains, Job
-from facetry.tasks.generate import NothingFound, generate
+from facetry.tasks.generate import Maker, NothingFound, generate
 from facetry.tasks.sampling_store import SamplingError, SamplingStore
 from facetry.training import save_model
 from facetry.training.recipe import GenerateOptions
@@ -425,4 +425,18 @@ def test_chains_that_end_nowhere_are_nothing():
         def check_elements(self, atomic_numbers):
             pass
 
-    assert next(EnergyChains(Nowhere(), **SHORT).sample([Job(parse("TiO2"), 2)])) == []
+    method = EnergyChains(Nowhere(), **SHORT)
+    assert next(method.sample([Job(parse("TiO2"), 2)])) == []
+    (nothing,) = Maker(method, count=2).over([parse("TiO2")])
+    assert str(nothing).startswith("TiO2: every chain ended where there is no energy")
+
+
+def test_the_chains_of_one_formula():
+    method, formula = EnergyChains(small(), **SHORT), parse("TiO2")
+    found = list(method.candidates(formula, 3, seed=1, atoms=6))
+    assert [len(c.crystal) for c in found] == [6, 6, 6]
+    assert [c.energy for c in found] == sorted(c.energy for c in found)
+    (together,) = method.together([formula.with_atoms(6)], 3, seed=1)
+    assert [c.crystal for c in together] == [c.crystal for c in found]
+    with pytest.raises(ValueError, match="unknown to the model"):
+        list(method.candidates(parse("LrO2"), 1, seed=1))

@@ -334,3 +334,9 @@ def test_mistakes_in_a_shell(place, capsys, arguments, words):
     assert words in captured.err
     assert len(captured.err.strip().splitlines()) == 1
     assert not (place / "made").exists()
+
+
+def test_where_there_is_no_room_the_formula_is_named(monkeypatch):
+    monkeypatch.setattr(RandomSearch, "candidates", lambda *given: iter(()))
+    with pytest.raises(NothingFound, match="NaCl: no room for the atoms of NaCl"):
+        generate("rs", "NaCl", count=2)
