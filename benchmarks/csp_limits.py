@@ -38,10 +38,10 @@ def minima(method: Any, crystals: list[Any], steps: int, at_once: int = 512) -> 
     import torch
 
     from facetry.graph.batch import Batch
+    from facetry.models.base import evaluating
     from facetry.samplers import evaluated
     from facetry.samplers.descent import descended
     from facetry.tasks.energy_chains import crystal_if_valid
-    from facetry.tasks.inference import evaluating
 
     relaxed: list[Any] = []
     energies = []

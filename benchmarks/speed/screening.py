@@ -143,7 +143,8 @@ def shares(model: str, folder: Path, count: int = 4000) -> dict[str, float]:
 
     import facetry
     from facetry.io import read_many
-    from facetry.tasks.inference import Limits, _chunks, evaluating
+    from facetry.models.base import evaluating
+    from facetry.tasks.inference import Limits, _chunks
     from facetry.tasks.predict import outputs_and_distance
     from facetry.tasks.sources import Item
 

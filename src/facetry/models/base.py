@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -87,6 +89,29 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.parameters()).device
+
+
+@contextmanager
+def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
+    """The model in evaluation mode on a device; mode of every module and device are restored afterwards."""
+    before = {module: module.training for module in model.modules()}
+    home = device_of(model)
+    try:
+        model.eval()
+        if device is not None:
+            model.to(device)
+        yield device_of(model)
+    finally:
+        if device is not None:
+            model.to(home)
+        for module, training in before.items():
+            module.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 class PropertyModel(Model):

@@ -25,7 +25,7 @@ from facetry.geometry.lattice import volume
 from facetry.graph.batch import Batch
 from facetry.graph.builders import DensityRadius
 from facetry.graph.images import ImageTable
-from facetry.models.base import EnergyModel, Evaluation, Landscape
+from facetry.models.base import EnergyModel, Evaluation, Landscape, evaluating
 from facetry.nn.chebyshev import chebyshev
 from facetry.nn.gated_sums import FilterTables, FrozenLayer, GatedSums, Memory
 from facetry.nn.segment import segment_mean, segment_sum
@@ -225,11 +225,9 @@ class ContinuouSPLandscape(Landscape):
             self.start = elements[atomic_numbers - 1]
             self.layers = [_frozen(layer) for layer in model.layers]
             self.bounds = self._bounds(elements[torch.unique(atomic_numbers) - 1])
-            training = model.training
-            model.eval()  # spectral norms do not iterate
-            self.hidden = [(layer.weight.clone(), layer.bias.clone()) for layer in model.hidden]
-            self.out = (model.out.weight.clone(), model.out.bias.clone())
-            model.train(training)
+            with evaluating(model):  # spectral norms do not iterate
+                self.hidden = [(layer.weight.clone(), layer.bias.clone()) for layer in model.hidden]
+                self.out = (model.out.weight.clone(), model.out.bias.clone())
         self.tables: dict[tuple[float, int], FilterTables] = {}
         self.memory = Memory(self.start)
         self.pieces = self._pieces()

@@ -37,8 +37,8 @@ from facetry.evaluation.symmetry import (
 from facetry.graph.batch import Batch
 from facetry.graph.builders import NoGraph
 from facetry.models import MODELS
-from facetry.models.base import EnergyModel, Model, PropertyModel
-from facetry.tasks.inference import Item, Limits, accepts_disorder, evaluating, needs_order, run
+from facetry.models.base import EnergyModel, Model, PropertyModel, evaluating
+from facetry.tasks.inference import Item, Limits, accepts_disorder, needs_order, run
 from facetry.tasks.sources import items_of
 
 AMPLIFY = 1.5  # random weights, larger than usual, so that what depends on weak paths shows

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from facetry.graph.batch import Batch
-from facetry.tasks.inference import Item, Limits, Outcome, evaluating, run
+from facetry.models.base import evaluating
+from facetry.tasks.inference import Item, Limits, Outcome, run
 from facetry.tasks.predict import as_model
 from facetry.tasks.sources import items_of
 

@@ -8,8 +8,8 @@ from os import PathLike
 from typing import Any
 
 from facetry.crystal import Crystal
-from facetry.models.base import EnergyModel
-from facetry.tasks.inference import Limits, evaluating, run
+from facetry.models.base import EnergyModel, evaluating
+from facetry.tasks.inference import Limits, run
 from facetry.tasks.sources import items_of
 
 __all__ = ["Energies"]

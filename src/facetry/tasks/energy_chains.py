@@ -24,13 +24,12 @@ from facetry.chemistry import Formula
 from facetry.crystal import Crystal, CrystalError
 from facetry.elements import SYMBOLS
 from facetry.geometry.ragged import group_index, items_in, ranges, ranks
-from facetry.models.base import EnergyModel, Landscape
+from facetry.models.base import EnergyModel, Landscape, evaluating
 from facetry.samplers import Annealing, Chains, evaluated, random_start
 from facetry.samplers.descent import descended
 from facetry.tasks.chain_records import Frames, Lowest, Step, StepCounter
 from facetry.tasks.energies import Energies
 from facetry.tasks.generate import Candidate
-from facetry.tasks.inference import evaluating
 from facetry.tasks.sampling_store import SamplingStore
 
 __all__ = ["EnergyChains", "Job", "Sampled"]

@@ -19,8 +19,8 @@ from facetry.evaluation.landscape import EnergyScores, energy_scores
 from facetry.evaluation.metrics import RESAMPLES, Scores
 from facetry.evaluation.relaxation import Cells, RelaxScores, changes_at_rest, relax_scores
 from facetry.graph.batch import Batch
-from facetry.models.base import EnergyModel, LatticeModel, Relaxation
-from facetry.tasks.inference import Limits, evaluating, run
+from facetry.models.base import EnergyModel, LatticeModel, Relaxation, evaluating
+from facetry.tasks.inference import Limits, run
 from facetry.tasks.predict import Translator, as_model, outputs_and_distance
 from facetry.tasks.sources import items_of
 from facetry.training.recipe import RelaxOptions, make_relax_options

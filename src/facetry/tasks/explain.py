@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from facetry.crystal import Crystal
 from facetry.evaluation.intervals import nearest_distance
 from facetry.graph.batch import Batch
+from facetry.models.base import evaluating
 from facetry.tasks.explanation import AtomView, Explanation
-from facetry.tasks.inference import Item, Limits, evaluating, run
+from facetry.tasks.inference import Item, Limits, run
 from facetry.tasks.predict import Prediction, Translator, as_model
 from facetry.tasks.sources import items_of
 

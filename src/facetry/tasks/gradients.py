@@ -11,8 +11,7 @@ from jaxtyping import Float
 
 from facetry.crystal import Crystal
 from facetry.geometry.lattice import apply_strain, cart_to_frac
-from facetry.models.base import PropertyModel
-from facetry.tasks.inference import evaluating
+from facetry.models.base import PropertyModel, evaluating
 
 
 @dataclass(frozen=True)

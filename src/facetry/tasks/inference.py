@@ -14,7 +14,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -85,29 +84,6 @@ class Limits:
     def exceeded(self, crystals: int, atoms: int, size: int) -> bool:
         """Whether a chunk of so many crystals and atoms has no room for one of `size` atoms more."""
         return crystals > 0 and (crystals >= self.crystals or atoms + size > self.atoms)
-
-
-@contextmanager
-def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
-    """The model in evaluation mode on a device; mode of every module and device are restored afterwards."""
-    before = {module: module.training for module in model.modules()}
-    home = device_of(model)
-    try:
-        model.eval()
-        if device is not None:
-            model.to(device)
-        yield device_of(model)
-    finally:
-        if device is not None:
-            model.to(home)
-        for module, training in before.items():
-            module.training = training
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters are."""
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def run(

@@ -18,7 +18,8 @@ from facetry.crystal import Crystal
 from facetry.elements import SYMBOLS
 from facetry.evaluation.intervals import nearest_distance
 from facetry.graph.batch import Batch
-from facetry.tasks.inference import Item, Limits, Outcome, Status, evaluating, run
+from facetry.models.base import evaluating
+from facetry.tasks.inference import Item, Limits, Outcome, Status, run
 from facetry.tasks.sources import items_of
 
 if TYPE_CHECKING:

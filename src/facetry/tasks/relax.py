@@ -24,8 +24,8 @@ from facetry.evaluation.relaxation import largest_stretch
 from facetry.geometry.space_group import space_group
 from facetry.graph.batch import Batch
 from facetry.graph.neighbors import pairs_within, reduced
-from facetry.models.base import LatticeModel, Model
-from facetry.tasks.inference import Item, Limits, Outcome, evaluating, run
+from facetry.models.base import LatticeModel, Model, evaluating
+from facetry.tasks.inference import Item, Limits, Outcome, run
 from facetry.tasks.predict import as_model
 from facetry.tasks.sources import items_of
 

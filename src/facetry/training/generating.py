@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from facetry.graph.batch import Batch
-from facetry.models.base import EnergyModel
+from facetry.models.base import EnergyModel, evaluating
 from facetry.training.console import duration
 from facetry.training.contrast import Buffer, Compositions, denoising_loss, negatives, noised
 from facetry.training.loop import Fitting
@@ -87,16 +87,14 @@ def judged(
     model: EnergyModel, source: Source, options: GenerateOptions, batch_size: int, device: torch.device
 ) -> dict[str, float]:
     """Mean energy of crystals, by how much noise of 0.3 Å raises it, and the share where it does."""
-    training = model.training
-    model.eval()
     few = options.model_copy(update={"noise_low": 0.3, "noise_high": 0.3})
     real, moved = [], []
-    for rows in source.pieces(batch_size, device)[: -(-_JUDGED // batch_size)]:
-        batch = source.batch(rows, device)
-        noise = noised(batch, few, 0, torch.from_numpy(rows).to(device) + 1, 0)[0]
-        real.append(model(batch))
-        moved.append(model(model.graph.build(noise, [""] * len(noise))))
-    model.train(training)
+    with evaluating(model):
+        for rows in source.pieces(batch_size, device)[: -(-_JUDGED // batch_size)]:
+            batch = source.batch(rows, device)
+            noise = noised(batch, few, 0, torch.from_numpy(rows).to(device) + 1, 0)[0]
+            real.append(model(batch))
+            moved.append(model(model.graph.build(noise, [""] * len(noise))))
     e, raised = torch.cat(real), torch.cat(moved) - torch.cat(real)
     return {
         "energy": float(e.mean()),

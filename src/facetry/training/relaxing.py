@@ -19,7 +19,7 @@ from facetry.geometry.lattice import cell_parameters
 from facetry.geometry.ragged import items_in
 from facetry.graph.batch import Batch
 from facetry.graph.neighbors import bare
-from facetry.models.base import LatticeModel, Relaxation
+from facetry.models.base import LatticeModel, Relaxation, evaluating
 from facetry.nn.lattice_losses import LOSSES, Normalisation
 from facetry.training.console import duration
 from facetry.training.loop import Fitting
@@ -128,9 +128,7 @@ def relaxed_pieces(
     """Number of a piece of the split, its crystals under their fixed noise, as they should be, and what the
     model makes of them in evaluation mode; several processes share the pieces."""
     noise = source.noise(source.options.noise_seed)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for number, rows in enumerate(source.pieces(batch_size, device)):
             if number % world == rank:
                 own = noise.select(torch.from_numpy(rows), source.atoms(rows))
@@ -138,8 +136,6 @@ def relaxed_pieces(
                 with torch.no_grad():
                     found = model(given)
                 yield number, given, true, found
-    finally:
-        model.train(was_training)
 
 
 def relaxed_cells(

@@ -12,6 +12,7 @@ from scipy.special import expit, log_softmax, softmax
 
 from facetry.card import Target
 from facetry.evaluation.metrics import TargetScores, classification_scores, regression_scores
+from facetry.models.base import evaluating
 from facetry.training.losses import output_columns
 from facetry.training.source import Source
 
@@ -36,16 +37,14 @@ def network_outputs(
     `quick` lets the model make the random choices of a training step (one lattice frame a crystal, always
     the same one) instead of averaging over all: an estimate at a fraction of the cost.
     """
-    was_training = model.training
-    model.eval()
     pieces = source.pieces(batch_size, device)
     parts = {}
-    for number in range(rank, len(pieces), world):
-        batch = source.batch(pieces[number], device)
-        if quick:
-            batch = model.training_batch(batch, torch.Generator().manual_seed(number))
-        parts[number] = model(batch).double().cpu().numpy()
-    model.train(was_training)
+    with evaluating(model):
+        for number in range(rank, len(pieces), world):
+            batch = source.batch(pieces[number], device)
+            if quick:
+                batch = model.training_batch(batch, torch.Generator().manual_seed(number))
+            parts[number] = model(batch).double().cpu().numpy()
     return np.concatenate(gathered(parts, world))
 
 
