@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -133,4 +134,8 @@ def test_a_run_begun_ended_and_begun_again(place, monkeypatch, capsys):
     assert run(call) == 2
     assert "has ended; use it (facetry evaluate runs/a)" in capsys.readouterr().err
     assert run(["train", "--resume", "runs/a"]) == 0
+    assert Path("runs/a/receipt.json").read_text() == receipt
+    shutil.rmtree("runs/a/resume")
+    assert run(["train", "--resume", "runs/a"]) == 2
+    assert "this run has ended, and what it could go on from (resume/) is gone" in capsys.readouterr().err
     assert Path("runs/a/receipt.json").read_text() == receipt

@@ -129,8 +129,7 @@ def _list(as_json: bool) -> int:
         inside = list(group)
         first = inside[0]
         data = first.data if first.comparable else f"not comparable: {first.data}"
-        budgets = list(dict.fromkeys(row.budget for row in inside))
-        told = [what, f"{table} of {paper}", f"data: {data}", *(f"cost: {budget}" for budget in budgets)]
+        told = [what, f"{table} of {paper}", f"data: {data}", *_costs(inside)]
         lines = [textwrap.fill(told[0], width), *(_indented(text, width) for text in told[1:])]
         cells = [("name", "published", "ours", "took")]
         for row in inside:
@@ -144,6 +143,16 @@ def _list(as_json: bool) -> int:
         print(textwrap.fill(f"\nNot listed of {paper}: {'; '.join(reasons)}.", width))
     print("\nfacetry reproduce NAME --plan shows what a row takes; short: from a shortened run.")
     return OK
+
+
+def _costs(rows: list[Any]) -> list[str]:
+    """What the rows of a table cost; where they differ, which cost what."""
+    by_cost: dict[str, list[str]] = {}
+    for row in rows:
+        by_cost.setdefault(row.budget, []).append(row.name)
+    if len(by_cost) == 1:
+        return [f"cost: {rows[0].budget}"]
+    return [f"cost of {', '.join(names)}: {budget}" for budget, names in by_cost.items()]
 
 
 def _indented(text: str, width: int) -> str:

@@ -225,6 +225,11 @@ def stored_recipe(folder: Path, changes: Mapping[str, Any]) -> Recipe:
             raise TrainingError(f"{folder}: there is no such run here; did you mean {Path('runs') / folder}?")
         what = "found none" if folder.is_dir() else "there is no such folder"
         raise TrainingError(f"{folder}: expected a run folder with recipe.toml, {what}; start the run again")
+    if (folder / "receipt.json").exists() and not any((folder / "resume").glob("[0-9]*")):
+        raise TrainingError(
+            f"{folder}: this run has ended, and what it could go on from (resume/) is gone; use it as it is,"
+            " or begin a run in another folder"
+        )
     recipe = load_recipe(path)
     known = TrainingOptions.model_fields
     for key, value in changes.items():

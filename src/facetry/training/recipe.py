@@ -75,13 +75,17 @@ class TrainingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    epochs: int | None = Field(default=None, ge=1, description="passes over the training split (100)")
+    epochs: int | None = Field(
+        default=None, ge=1, description="passes over the training split; 100 without steps"
+    )
     steps: int | None = Field(default=None, ge=1, description="optimiser steps, instead of epochs")
     batch_size: int = Field(default=64, ge=1, description="crystals per optimiser step, over all devices")
     accumulate: int = Field(default=1, ge=1, description="parts a batch is worked off in, to save memory")
     drop_last: bool = Field(default=True, description="leave out the last incomplete batch of an epoch")
     learning_rate: float = Field(default=1e-3, gt=0, description="highest of the schedule")
-    schedule: Literal["onecycle", "polynomial", "inverse_sqrt", "constant"] = "onecycle"
+    schedule: Literal["onecycle", "polynomial", "inverse_sqrt", "constant"] = Field(
+        default="onecycle", description="of the learning rate: up and down, down, up and slowly down, or none"
+    )
     final_learning_rate: float = Field(default=1e-5, ge=0, description="where `polynomial` ends")
     decay_steps: int = Field(default=4000, ge=1, description="of inverse_sqrt: rate / √2 after so many steps")
     beta2: float = Field(default=0.999, gt=0, lt=1, description="of AdamW")
@@ -99,16 +103,20 @@ class TrainingOptions(BaseModel):
     averaging_epochs: int = Field(default=10, ge=1, description="how many last epochs `mean` averages")
     patience: int | None = Field(default=None, ge=1, description="stop after epochs without improvement")
     keep: Literal["best", "last"] = Field(default="best", description="weights the run ends with")
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp64"] = Field(
+        default="fp32", description="of numbers; bf16: products in bfloat16, weights in fp32"
+    )
     compile: bool = Field(default=False, description="torch.compile the network (slow start, faster steps)")
     store_graphs: bool = Field(
         default=True, description="build every graph once and keep it; false: rebuild per batch, less memory"
     )
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="where to compute; auto: a GPU if there is one"
+    )
     devices: int = Field(default=1, ge=1, description="per node")
-    nodes: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1, description="machines of a cluster")
     threads: int | None = Field(default=None, ge=1, description="of torch on the CPU; None: as they are")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of weights, order and draws")
     checkpoint_seconds: float = Field(default=60.0, gt=0, description="time between resume points")
     published_epochs: int | None = Field(
         default=None, ge=1, description="of the published run; fewer are called shortened in the receipt"

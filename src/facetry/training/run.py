@@ -2,7 +2,8 @@
 
 runs/a/model.safetensors   weights chosen on the validation split    recipe.toml    all settings
        model.json          what they predict                         metrics.csv    a row an epoch
-       receipt.json        how they came about                       resume/        to go on after a kill
+       receipt.json        how they came about, at the end           resume/        to go on after a kill
+       report.html         for people, written by `facetry train`
 """
 
 from __future__ import annotations
