@@ -145,8 +145,8 @@ def shares(model: str, folder: Path, count: int = 4000) -> dict[str, float]:
     from facetry.io import read_many
     from facetry.models.base import evaluating
     from facetry.tasks.inference import Limits, _chunks
+    from facetry.tasks.inputs import Item
     from facetry.tasks.predict import outputs_and_distance
-    from facetry.tasks.sources import Item
 
     torch.set_num_threads(1)
     network = facetry.load(model)

@@ -10,7 +10,7 @@ import torch
 from facetry.crystal import Crystal
 from facetry.models import MODELS
 from facetry.tasks.embed import EmbeddingWriter, embed, embeddings
-from facetry.tasks.sources import items_of
+from facetry.tasks.inputs import items_of
 
 from .doubles import Double
 

@@ -12,8 +12,8 @@ import torch
 from facetry.card import ModelCard, Target
 from facetry.crystal import Crystal
 from facetry.tasks.inference import Limits, Outcome, _chunks
+from facetry.tasks.inputs import Item, items_of
 from facetry.tasks.predict import COLUMNS, predict, predictions, table_columns, targets_of
-from facetry.tasks.sources import Item, items_of
 
 from .doubles import Double
 

@@ -19,7 +19,7 @@ from facetry.crystal import Crystal
 from facetry.io import ReadError, read_many, write
 from facetry.models import MODELS
 from facetry.tasks.inference import Limits, whole_chunks
-from facetry.tasks.tables import TableWriter, mark_of
+from facetry.tasks.table_writer import TableWriter, mark_of
 from facetry.tasks.unfinished import finished_part
 from facetry.training import save_model
 

@@ -12,7 +12,7 @@ from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset, Splits
 from facetry.models import MODELS
 from facetry.training import train
-from facetry.training.source import Order, draw_seed
+from facetry.training.batches import Order, draw_seed
 from tests import crystals as zoo
 from tests.training.tiny import Target
 

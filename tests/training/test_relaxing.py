@@ -20,10 +20,10 @@ from facetry.models.base import LatticeModel
 from facetry.nn.lattice_losses import Normalisation
 from facetry.tasks.evaluate import learned_task
 from facetry.training import RecipeError, TrainingError, load_recipe
+from facetry.training.batches import Order, Rounds
 from facetry.training.noise import displacement_from, disturb, draw_noise, in_cubes, niggli_cells, varied
 from facetry.training.recipe import RelaxOptions, make_recipe
 from facetry.training.relaxing import Disturbed, relaxation_loss, relaxed_cells, rest_limits
-from facetry.training.source import Order, Rounds
 from facetry.training.state import Keeper
 from tests import crystals as zoo
 from tests.training.tiny import killed_at_save

@@ -17,9 +17,9 @@ from facetry.data.dataset import Splits
 from facetry.graph.batch import Batch
 from facetry.graph.builders import NoGraph
 from facetry.training import RecipeError, Run, TrainingError, load_recipe, resume, train
+from facetry.training.batches import Order, Source
 from facetry.training.loop import parameter_groups
 from facetry.training.run import load_data
-from facetry.training.source import Order, Source
 from tests.training.tiny import tiny_data, tiny_model
 
 
@@ -143,7 +143,7 @@ def test_crystals_without_a_graph_are_left_out_and_listed(
 
 
 def test_pieces_for_evaluation_hold_few_atoms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facetry.training.source._CPU_ATOMS", 7)
+    monkeypatch.setattr("facetry.training.batches._CPU_ATOMS", 7)
     data = tiny_data()
     for stored in (True, False):
         source = Source(tiny_model(), data.train.crystals, data.train.targets, stored)

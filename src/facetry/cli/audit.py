@@ -43,7 +43,7 @@ def audit(
     facetry train --model cgcnn --data mine --set data.split=split.csv
     """
     from facetry.tasks.audit import audit as look
-    from facetry.tasks.sources import check_places
+    from facetry.tasks.inputs import check_places
 
     if split_by not in (None, "formula", "prototype"):
         raise Mistake(f"--split-by {split_by}: expected formula or prototype")

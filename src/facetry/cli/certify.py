@@ -74,7 +74,7 @@ def certify(
     from facetry.models import MODELS
     from facetry.tasks.certify import certify as measured
     from facetry.tasks.certify import random_model
-    from facetry.tasks.sources import check_places
+    from facetry.tasks.inputs import check_places
     from facetry.training import load
     from facetry.training.recipe import apply_overrides
 

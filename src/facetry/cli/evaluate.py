@@ -154,7 +154,7 @@ def _folder_of(model: str) -> Path:
 def _write_predictions(path: Path, card: Any, scores: Any) -> None:
     """predictions.csv with the column `true` beside the values."""
     from facetry.tasks.predict import table_columns
-    from facetry.tasks.tables import TableWriter
+    from facetry.tasks.table_writer import TableWriter
 
     columns = table_columns(card.targets)
     kind = columns["value"]
@@ -171,7 +171,7 @@ def _write_predictions(path: Path, card: Any, scores: Any) -> None:
 
 def _write_cells(path: Path, scores: Any) -> None:
     """cells.csv: lengths and angles of every crystal as it is, as the model got it and as it answered."""
-    from facetry.tasks.tables import TableWriter
+    from facetry.tasks.table_writer import TableWriter
 
     kinds, letters = ("true", "noisy", "answer"), ("a", "b", "c", "alpha", "beta", "gamma")
     columns = {"name": "text"} | {f"{kind}_{letter}": "float" for kind in kinds for letter in letters}
@@ -188,7 +188,7 @@ def _write_cells(path: Path, scores: Any) -> None:
 def _write_landscape(path: Path, scores: Any) -> None:
     """landscape.csv: the points of the figure."""
     from facetry.evaluation.landscape import FACTORS
-    from facetry.tasks.tables import TableWriter
+    from facetry.tasks.table_writer import TableWriter
 
     columns = {"name": "text", "change": "text", "size": "float", "rise": "float"}
     rows = []

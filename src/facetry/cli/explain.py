@@ -54,8 +54,8 @@ def explain(
     from facetry.tasks.explain import NoExplanation
     from facetry.tasks.explain import explain as look
     from facetry.tasks.explanation import ENDINGS
+    from facetry.tasks.inputs import check_places
     from facetry.tasks.predict import as_model
-    from facetry.tasks.sources import check_places
 
     check_places([path])
     set_threads(threads)

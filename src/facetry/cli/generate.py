@@ -115,7 +115,7 @@ def generate(
     if store is not None:
         store.remove(out / "sampling.json", seconds=round(time.monotonic() - started, 1))
     if as_json:
-        from facetry.tasks.tables import json_object
+        from facetry.tasks.table_writer import json_object
 
         print("[\n" + ",\n".join(json_object(row, maker.columns) for row in rows) + "\n]")
     made_count = sum(row["status"] == "ok" for row in rows)
@@ -184,7 +184,7 @@ def _write(
     """Files and table; the rows, and how many formulas have no structure."""
     from facetry.tasks.generate import NothingFound
     from facetry.tasks.relax import trajectory_text
-    from facetry.tasks.tables import TableWriter
+    from facetry.tasks.table_writer import TableWriter
 
     rows: list[dict[str, Any]] = []
     failed = 0

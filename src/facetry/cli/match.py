@@ -42,8 +42,8 @@ def match(
     facetry match test/ samples/ -o matches
     facetry match test.parquet samples.zip --by order --json
     """
+    from facetry.tasks.inputs import check_places
     from facetry.tasks.match import match as compare
-    from facetry.tasks.sources import check_places
 
     if by not in ("name", "formula", "order"):
         raise Mistake(f"--by {by}: expected name, formula or order")

@@ -65,9 +65,9 @@ def predict(
     import torch
 
     from facetry.tasks.inference import Limits
+    from facetry.tasks.inputs import check_places, items_of_paths
     from facetry.tasks.predict import as_model, predictions, table_columns, targets_of
-    from facetry.tasks.sources import check_places, items_of_paths
-    from facetry.tasks.tables import TableWriter, check_suffix
+    from facetry.tasks.table_writer import TableWriter, check_suffix
     from facetry.tasks.unfinished import Finished, fingerprint, finished_part
     from facetry.training.checkpoint import find_model
 
@@ -152,8 +152,8 @@ def embed(
     facetry embed runs/a structures/ -o vectors.parquet
     """
     from facetry.tasks.embed import EmbeddingWriter, embeddings
+    from facetry.tasks.inputs import check_places, items_of_paths
     from facetry.tasks.predict import as_model
-    from facetry.tasks.sources import check_places, items_of_paths
 
     check_places(paths)
     set_threads(threads)

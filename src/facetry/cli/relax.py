@@ -65,10 +65,10 @@ def relax(
     facetry relax empnn-mp20 structures/ -o relaxed
     facetry relax runs/relax "*.cif" more.zip -o relaxed --json
     """
+    from facetry.tasks.inputs import check_places, items_of_paths
     from facetry.tasks.predict import as_model
     from facetry.tasks.relax import COLUMNS, Guard, relaxations
-    from facetry.tasks.sources import check_places, items_of_paths
-    from facetry.tasks.tables import TableWriter
+    from facetry.tasks.table_writer import TableWriter
 
     if out.exists() and not out.is_dir():
         raise Mistake(f"{out}: expected a folder, it is a file")

@@ -28,7 +28,7 @@ class Printer:
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """More rows; the first call writes the header."""
-        from facetry.tasks.tables import csv_text, json_object
+        from facetry.tasks.table_writer import csv_text, json_object
 
         if self.silent or not rows:
             return

@@ -327,7 +327,7 @@ def _parts_of(splits: Splits) -> _Loaded:
 
 def _loose(crystals: Any) -> _Loaded:
     """Crystals, structures and paths, without labels."""
-    from facetry.tasks.sources import items_of
+    from facetry.tasks.inputs import items_of
 
     good, skipped = [], []
     for item in items_of(crystals):

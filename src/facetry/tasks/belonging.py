@@ -13,7 +13,7 @@ from typing import Any, Literal
 from facetry.crystal import Crystal
 from facetry.evaluation.matching import species_ratio
 from facetry.tasks.inference import Item
-from facetry.tasks.sources import items_of
+from facetry.tasks.inputs import items_of
 
 By = Literal["name", "formula", "order"]
 Owners = list[list[tuple[int, int]]]  # of every reference the candidates and their ranks

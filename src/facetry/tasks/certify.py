@@ -39,7 +39,7 @@ from facetry.graph.builders import NoGraph
 from facetry.models import MODELS
 from facetry.models.base import EnergyModel, Model, PropertyModel, evaluating
 from facetry.tasks.inference import Item, Limits, accepts_disorder, needs_order, run
-from facetry.tasks.sources import items_of
+from facetry.tasks.inputs import items_of
 
 AMPLIFY = 1.5  # random weights, larger than usual, so that what depends on weak paths shows
 _CHUNK = 16  # so many inputs between two reports of progress

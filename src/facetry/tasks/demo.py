@@ -14,9 +14,9 @@ from facetry.data import dataset
 from facetry.evaluation.metrics import Scores
 from facetry.evaluation.report import write_report
 from facetry.tasks.evaluate import evaluate
+from facetry.tasks.inputs import items_of_paths
 from facetry.tasks.predict import Prediction, predictions, table_columns, targets_of
-from facetry.tasks.sources import items_of_paths
-from facetry.tasks.tables import TableWriter
+from facetry.tasks.table_writer import TableWriter
 from facetry.training import load_recipe, train_recipe
 
 RECIPE = "demo"

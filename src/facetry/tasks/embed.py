@@ -16,8 +16,8 @@ from torch import Tensor
 from facetry.graph.batch import Batch
 from facetry.models.base import evaluating
 from facetry.tasks.inference import Item, Limits, Outcome, run
+from facetry.tasks.inputs import items_of
 from facetry.tasks.predict import as_model
-from facetry.tasks.sources import items_of
 
 if TYPE_CHECKING:
     from facetry.models.base import PropertyModel
@@ -114,7 +114,7 @@ class EmbeddingWriter:
     def __init__(self, path: str | PathLike[str], per_atom: bool) -> None:
         import pyarrow as pa
 
-        from facetry.tasks.tables import check_suffix
+        from facetry.tasks.table_writer import check_suffix
 
         self.path = check_suffix(path, (".parquet",))
         self._part = self.path.with_name(f".{self.path.name}.part")

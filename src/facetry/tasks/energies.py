@@ -10,7 +10,7 @@ from typing import Any
 from facetry.crystal import Crystal
 from facetry.models.base import EnergyModel, evaluating
 from facetry.tasks.inference import Limits, run
-from facetry.tasks.sources import items_of
+from facetry.tasks.inputs import items_of
 
 __all__ = ["Energies"]
 

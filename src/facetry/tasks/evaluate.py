@@ -21,8 +21,8 @@ from facetry.evaluation.relaxation import Cells, RelaxScores, changes_at_rest, r
 from facetry.graph.batch import Batch
 from facetry.models.base import EnergyModel, LatticeModel, Relaxation, evaluating
 from facetry.tasks.inference import Limits, run
+from facetry.tasks.inputs import items_of
 from facetry.tasks.predict import Translator, as_model, outputs_and_distance
-from facetry.tasks.sources import items_of
 from facetry.training.recipe import RelaxOptions, make_relax_options
 from facetry.training.relaxing import Disturbed, piece_of_cells, relaxed_pieces
 from facetry.training.scores import score_targets

@@ -19,8 +19,8 @@ from facetry.graph.batch import Batch
 from facetry.models.base import evaluating
 from facetry.tasks.explanation import AtomView, Explanation
 from facetry.tasks.inference import Item, Limits, run
+from facetry.tasks.inputs import items_of
 from facetry.tasks.predict import Prediction, Translator, as_model
-from facetry.tasks.sources import items_of
 
 if TYPE_CHECKING:
     from facetry.models.base import PropertyModel

@@ -16,7 +16,7 @@ from facetry.crystal import Crystal
 from facetry.elements import SYMBOLS
 from facetry.geometry.polyhedra import polyhedron
 from facetry.tasks.predict import Prediction
-from facetry.tasks.tables import TableWriter
+from facetry.tasks.table_writer import TableWriter
 
 SHELL_GAP, SHELL_SPREAD = 0.1, 0.4  # Å; a larger gap, or more from first to last, starts a new shell
 _ALONG = 0.9999  # cosine from which an axis points at an image

@@ -28,7 +28,7 @@ from facetry.evaluation.metrics import nan_to_null
 from facetry.evaluation.validity import why_invalid
 from facetry.tasks.belonging import By, Owners, candidates_of
 from facetry.tasks.inference import Item
-from facetry.tasks.sources import items_of
+from facetry.tasks.inputs import items_of
 
 __all__ = ["COLUMNS", "By", "Match", "Matches", "match"]
 
@@ -179,7 +179,7 @@ class Matches:
 
     def write(self, folder: str | PathLike[str]) -> list[Path]:
         """matches.csv, references.csv and summary.json in a folder, which is made."""
-        from facetry.tasks.tables import TableWriter
+        from facetry.tasks.table_writer import TableWriter
 
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from facetry.evaluation.intervals import nearest_distance
 from facetry.graph.batch import Batch
 from facetry.models.base import evaluating
 from facetry.tasks.inference import Item, Limits, Outcome, Status, run
-from facetry.tasks.sources import items_of
+from facetry.tasks.inputs import items_of
 
 if TYPE_CHECKING:
     from facetry.graph.builders import Builder

@@ -26,8 +26,8 @@ from facetry.graph.batch import Batch
 from facetry.graph.neighbors import pairs_within, reduced
 from facetry.models.base import LatticeModel, Model, evaluating
 from facetry.tasks.inference import Item, Limits, Outcome, run
+from facetry.tasks.inputs import items_of
 from facetry.tasks.predict import as_model
-from facetry.tasks.sources import items_of
 
 _CELL = ("a", "b", "c", "alpha", "beta", "gamma", "volume")
 COLUMNS: dict[str, str] = {

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from facetry.tasks.inference import Limits, whole_chunks
-from facetry.tasks.tables import growing_file, mark_of
+from facetry.tasks.table_writer import growing_file, mark_of
 
 
 @dataclass(frozen=True)

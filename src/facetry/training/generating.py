@@ -11,12 +11,12 @@ from torch import Tensor
 
 from facetry.graph.batch import Batch
 from facetry.models.base import EnergyModel, evaluating
+from facetry.training.batches import Source
 from facetry.training.console import duration
 from facetry.training.contrast import Buffer, Compositions, denoising_loss, negatives, noised
 from facetry.training.loop import Fitting
 from facetry.training.recipe import GenerateOptions
 from facetry.training.run import Training
-from facetry.training.source import Source
 from facetry.training.state import Keeper, Progress, ResumePoint, Setup, section
 
 _JUDGED = 512  # crystals of a split whose energies are compared with those of noise

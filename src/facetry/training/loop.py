@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from facetry.card import Target
 from facetry.models.base import Model, PropertyModel
+from facetry.training.batches import Order, Rounds, draw_seed
 from facetry.training.losses import balanced_weights, loss_sum, standardise
 from facetry.training.recipe import TrainingError, TrainingOptions
 from facetry.training.schedule import averaging_start, rate_of_run
 from facetry.training.scores import flat_metrics, network_outputs, score_targets, selection_score
-from facetry.training.source import Order, Rounds, draw_seed
 from facetry.training.state import Progress, Setup, pack_state, restore_optimizer, section
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

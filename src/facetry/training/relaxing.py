@@ -21,6 +21,7 @@ from facetry.graph.batch import Batch
 from facetry.graph.neighbors import bare
 from facetry.models.base import LatticeModel, Relaxation, evaluating
 from facetry.nn.lattice_losses import LOSSES, Normalisation
+from facetry.training.batches import Order, Source
 from facetry.training.console import duration
 from facetry.training.loop import Fitting
 from facetry.training.noise import (
@@ -35,7 +36,6 @@ from facetry.training.noise import (
 from facetry.training.recipe import RelaxOptions
 from facetry.training.run import Training
 from facetry.training.scores import gathered
-from facetry.training.source import Order, Source
 from facetry.training.state import Keeper, Progress, ResumePoint, Setup
 
 _HEADLINES = ("length_gain", "angle_gain", "length_mae", "angle_mae", "position_rmsd")

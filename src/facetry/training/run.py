@@ -31,6 +31,7 @@ from facetry.kernels.allocator import keep_freed_memory
 from facetry.models import MODELS
 from facetry.models.base import EnergyModel, LatticeModel, Model, PropertyModel
 from facetry.training import receipt
+from facetry.training.batches import Source, disordered_rows, stream
 from facetry.training.checkpoint import fill_weights, save_model
 from facetry.training.checks import (
     check_arguments,
@@ -70,7 +71,6 @@ from facetry.training.scores import (
     network_outputs,
     score_targets,
 )
-from facetry.training.source import Source, disordered_rows, stream
 from facetry.training.state import Keeper, Progress, ResumePoint, Setup, section
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from scipy.special import expit, log_softmax, softmax
 from facetry.card import Target
 from facetry.evaluation.metrics import TargetScores, classification_scores, regression_scores
 from facetry.models.base import evaluating
+from facetry.training.batches import Source
 from facetry.training.losses import output_columns
-from facetry.training.source import Source
 
 if TYPE_CHECKING:
     from facetry.models.base import PropertyModel

@@ -24,9 +24,9 @@ from facetry.training.checkpoint import ModelError, read_tensors
 from facetry.training.files import fill_file, remove_leftovers, share_file, tensor_bytes, write_folder
 
 if TYPE_CHECKING:
+    from facetry.training.batches import Source
     from facetry.training.loop import Fitting
     from facetry.training.recipe import TrainingOptions
-    from facetry.training.source import Source
 
 
 @dataclass

@@ -9,7 +9,7 @@ from facetry.card import Target
 from facetry.crystal import Crystal
 from facetry.data.crystals import CrystalTable
 from facetry.data.dataset import Dataset
-from facetry.tasks.sources import check_places, items_of
+from facetry.tasks.inputs import check_places, items_of
 
 
 def salt(name=""):

@@ -10,7 +10,7 @@ import textwrap
 import pyarrow.parquet as pq
 import pytest
 
-from facetry.tasks.tables import TableWriteError, TableWriter, check_suffix
+from facetry.tasks.table_writer import TableWriteError, TableWriter, check_suffix
 
 COLUMNS = {"source": "text", "atoms": "int", "value": "float", "in_domain": "bool", "message": "text"}
 ROWS = [
@@ -80,7 +80,7 @@ def test_an_old_table_is_left_alone_until_there_is_a_row(tmp_path):
 FULL_DISK = textwrap.dedent(
     """
     import atexit, resource, sys
-    from facetry.tasks.tables import TableWriter, TableWriteError
+    from facetry.tasks.table_writer import TableWriter, TableWriteError
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, before)  # coverage is written then
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # the kernel lets no file grow further
