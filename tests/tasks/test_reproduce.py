@@ -55,6 +55,24 @@ def test_every_row_has_a_recipe_that_holds(name):
     assert chosen.comparable or "at hand" in chosen.data
 
 
+def test_every_row_has_its_data(data_folder, monkeypatch):
+    """Of what is at hand, each part that a row needs has crystals, and labels where there is a target."""
+    from facetry.training.checks import check_divided, labelled_parts, whole_parts
+    from facetry.training.run import load_data
+
+    monkeypatch.setenv("FACETRY_DATA", str(data_folder))
+    seen = {}
+    for chosen in ROWS.values():
+        for source in filter(None, (chosen.recipe, chosen.short)):
+            recipe = load_recipe(source, [*chosen.overrides, *(["data.fold=1"] if chosen.folds else [])])
+            seen.setdefault(recipe.data.model_dump_json(), (chosen.name, recipe))
+    for name, recipe in seen.values():
+        data = load_data(recipe)
+        check_divided(data)
+        parts = (whole_parts if recipe.relax or recipe.generate else labelled_parts)(data, recipe)
+        assert {"train", "val", "test"} <= set(parts), name
+
+
 def test_our_numbers_belong_to_rows():
     assert ours()
     assert set(ours()) <= set(ROWS)
