@@ -127,7 +127,8 @@ def _continuity(found: Certificate) -> list[str]:
         "Crystals in their primitive cells are deformed little by little. Where a step is unlike its"
         " neighbours it is halved until a jump stands alone. Jumps below "
         f"{SMOOTH:g} of the spread count as none. Jumps are looked for in float64; what"
-        f" {found.facts.get('precision', 'float32')} adds is how far the same steps differ there. Continuity is "
+        f" {found.facts.get('precision', 'float32')} adds is how far the same steps differ there. Continuity"
+        " is "
         f"{'declared' if found.continuous else 'not declared by this model'}."
     )
     rows, pictures = [], []
