@@ -216,7 +216,7 @@ def _power(value: float | None) -> str:
         if value == 0
         else f"{value:.2g}"
         if 0.01 <= abs(value) < 100
-        else f"{value:.0e}".replace("e-0", "e-")
+        else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     )
 
 

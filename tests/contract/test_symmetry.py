@@ -75,6 +75,7 @@ VARIANTS = {  # beside the defaults; a model without options of its own brings n
         {"edge_layer": False},
         {"edge_layer": False, "construction": "published"},
         {"layers": 1},
+        {"gap": 0.05},
     ],
     "ecomformer": [
         *CONSTRUCTIONS,

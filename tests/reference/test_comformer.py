@@ -311,6 +311,21 @@ def test_noise_of_1e_7_leaves_the_edges_of_symmetric_crystals():
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("cls", [IComFormer, EComFormer])
+def test_a_wide_gap_keeps_the_edges_of_distorted_crystals(cls):
+    """Atoms moved by 0.01 Å each: edges go with the gap of 1e-3 Å, with 0.05 Å all stay."""
+    rest = zoo.srtio3()
+    away = np.random.default_rng(1).normal(size=(5, 3)) * 0.01
+    moved = rest.replace(frac_coords=rest.frac_coords + away / 3.905)
+    counts = [
+        [len(cls(channels=8, k=12, gap=gap).graph([c]).graph) for c in (rest, moved)] for gap in (1e-3, 0.05)
+    ]
+    assert counts[0][0] > counts[0][1]
+    assert counts[0][0] == counts[1][0] == counts[1][1]
+    with pytest.raises(ValueError, match=r"expected a gap from 0 to 0\.2 Å, came 0\.5"):
+        cls(channels=8, gap=0.5)
+
+
 def test_published_construction_depends_on_the_orientation():
     """Wurtzite, achiral, answers differently after inversion where one frame is picked by round-off."""
     ours = make(IComFormer, layers=2).eval()

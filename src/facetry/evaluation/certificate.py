@@ -239,7 +239,7 @@ class Certificate:
                 continue
             adds = [f.rounding for f in self.followed if f.kind == kind and f.rounding is not None]
             smooth = self.smooth(worst)
-            share = f", {100 * worst.jump / self.spread:.2g} % of the spread" if self.spread else ""
+            share = f", {100 * worst.jump / self.spread:.3g} % of the spread" if self.spread else ""
             words = "" if smooth else f"at {place_words(worst, unit)}{share}"
             jump = "none" if smooth else _number(worst.jump)
             rows.append(

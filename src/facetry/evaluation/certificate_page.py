@@ -113,8 +113,8 @@ def _checks(found: Certificate) -> list[str]:
     note = (
         "One rounding is what rounding does to the largest answer: the rounding unit of the network's"
         " precision, and that of float64 for each Å of the numbers that positions and the reduced cell are"
-        " computed from. A"
-        f" declared symmetry holds where no crystal exceeds {ROUNDINGS:g}; most networks stay below thirty."
+        f" computed from. A declared symmetry holds where no crystal exceeds {ROUNDINGS:g}; the networks of"
+        " facetry stay below forty."
     )
     picture = changes_plot(lines, f"change of the answer{unit}; zero at the left edge", transparent=True)
     return [_image(picture, "changes of the answer by every check"), f'<p class="note">{note}</p>',
@@ -126,9 +126,9 @@ def _continuity(found: Certificate) -> list[str]:
     note = (
         "Crystals in their primitive cells are deformed little by little. Where a step is unlike its"
         " neighbours it is halved until a jump stands alone. Jumps below "
-        f"{SMOOTH:g} of the spread count as none. Jumps are looked for in float64; what "
-        f"{found.facts.get('precision', 'float32')} adds is how far the same steps differ there. "
-        f"Continuity is "
+        f"{SMOOTH:g} of the spread count as none. Jumps are looked for in float64; what"
+        f" {found.facts.get('precision', 'float32')} adds is how far the same steps differ there. Continuity"
+        " is "
         f"{'declared' if found.continuous else 'not declared by this model'}."
     )
     rows, pictures = [], []
