@@ -228,6 +228,7 @@ def test_wrong_recipes(tables, message):
         make_recipe({"model": {"name": "continuousp"}, "data": {"name": "perov5"}, **tables})
 
 
+@pytest.mark.timeout(900)  # a minute of training, more where neighbours work
 def test_perovskites_learned_by_heart(data_folder):
     """Fifty crystals, trained and found again from their formulas: at least 90 % among eight candidates."""
     crystals = facetry.dataset("perov5", target=[]).train.crystals.select(slice(0, 50))
