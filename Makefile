@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AT_ONCE := -n auto --maxprocesses 4 --dist loadfile  # a process a core; files whole, as pages of docs go on from each other
 
 .PHONY: help demo test coverage lint docs bench clean
 
@@ -23,10 +24,10 @@ demo: $(VENV)/user  ## train, evaluate, predict and report on the data that ship
 	$(BIN)/facetry demo
 
 test: $(VENV)/developer  ## all tests; real data are used where FACETRY_DATA names their folder
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 coverage: $(VENV)/developer  ## the same with line coverage, and the public functions that no test runs
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=json
+	$(BIN)/python -m pytest $(AT_ONCE) --cov --cov-report=term --cov-report=json
 	$(BIN)/python tools/never_run.py coverage.json
 
 lint: $(VENV)/developer  ## style
