@@ -55,6 +55,8 @@ def place(tmp_path, monkeypatch):
         ("ok.toml --set training.epochs=some", "training.epochs: expected a whole number, got 'some'"),
         ("ok.toml --set model.channels=-4", "model.channels: expected a number above 0, got -4"),
         ("ok.toml --set model.channels=0", "model.channels: expected a number above 0, got 0"),
+        ("ok.toml --set data.limit=0", "one number for each of train, val, test; above 0, got 0"),
+        ("ok.toml --set data.limit.tarin=4", "one number for each of train, val, test; above 0, got {"),
         ("ok.toml --device gpu", "--device gpu: expected auto, cpu, cuda or mps"),
         ("ok.toml --set training.devices=99", "training.devices: expected at most "),
         ("ok.toml -o file", "expected a folder for the run, file is a file; choose another with -o"),

@@ -63,7 +63,7 @@ def test_a_limit_of_every_part_is_written_where_it_is_read(tmp_path: Path) -> No
         ),
         (
             ('name = "perov5"', 'name = "perov5"\nlimit = "few"'),
-            "data.limit: expected crystals of train and val, or one number for each of train, val, test, got",
+            "data.limit: expected crystals of train and val, or one number for each of train, val, test",
         ),
         (("channels = 4", "channels = -4"), "model.channels: expected a number above 0, got -4"),
         (('name = "tiny"\n', ""), "model.name is missing; add it: one of "),

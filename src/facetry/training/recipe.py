@@ -17,11 +17,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from facetry.training.slips import first_error, nearest
+
+Count = Annotated[int, Field(ge=1)]
 
 _FREE_ARGUMENTS = ("self", "outputs")  # `outputs` follows from the targets
 
@@ -43,8 +45,9 @@ class DataOptions(BaseModel):
     target: str | list[str] | None = Field(
         default=None, description="target column(s); None: the set's first"
     )
-    limit: int | dict[str, int] | None = Field(
-        default=None, description="crystals of train and val, or one number for each of train, val, test"
+    limit: Count | dict[Literal["train", "val", "test"], Count] | None = Field(
+        default=None,
+        description="crystals of train and val, or one number for each of train, val, test; above 0",
     )
     fold: int | None = Field(default=None, ge=0, description="which official fold, from 0")
     seed: int = Field(default=0, ge=0, description="of the draw that limit makes, and of an own random split")
