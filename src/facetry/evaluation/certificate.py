@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from facetry.evaluation.continuity import MOST_LARGE_ATOMS, SMOOTH, WAYS, Followed, Kind, largest
+from facetry.evaluation.continuity import MOST_PATH_ATOMS, SMOOTH, WAYS, Followed, Kind, largest
 from facetry.evaluation.symmetry import CHECKS, Finding, Measured
 from facetry.models.base import Symmetry
 
@@ -25,7 +25,7 @@ WORDS = {
     "supercell": "supercell",
     "reflection": "mirror image",
 }
-NOT_FOLLOWED = f"no crystal of 2 to {MOST_LARGE_ATOMS} atoms was deformed"
+NOT_FOLLOWED = f"no crystal of 2 to {MOST_PATH_ATOMS} atoms was deformed"
 _MOST_SHOWN = 10
 
 

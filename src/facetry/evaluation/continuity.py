@@ -35,7 +35,6 @@ WAYS: dict[Kind, tuple[str, str]] = {  # in words, and the unit of its size
     "crossing": ("one atom past the cutoff", "Å"),
 }
 MOST_PATH_ATOMS = 40  # of crystals that are deformed little by little
-MOST_LARGE_ATOMS = 1000  # of the one that is where all are larger
 _SMALL = np.concatenate([[0.0], np.logspace(-8, -2, 13)])
 _LINE = np.linspace(0.0, 0.4, 25)
 _HALVINGS = 22

@@ -19,13 +19,7 @@ from facetry.crystal import Crystal
 from facetry.evaluation import changes
 from facetry.evaluation.certificate import Certificate, Extra, rows_of
 from facetry.evaluation.certificate_suite import suite
-from facetry.evaluation.continuity import (
-    MOST_LARGE_ATOMS,
-    MOST_PATH_ATOMS,
-    edge_counts,
-    follow,
-    paths,
-)
+from facetry.evaluation.continuity import MOST_PATH_ATOMS, edge_counts, follow, paths
 from facetry.evaluation.symmetry import (
     Answer,
     Answers,
@@ -79,7 +73,7 @@ def certify(
         batch_size: crystals worked on at once.
         device: where to compute; None: where the model is.
         deformed: on so many crystals jitter, strain and bonds that come and go are followed for jumps; these
-            are the first of at most 40 atoms, or else one larger one.
+            are the first of at most 40 atoms.
         title: how the model is called in the certificate.
         step: is called now and then with the number of inputs done since, and a note on what else is.
 
@@ -186,26 +180,19 @@ def _usable(model: Model, item: Item) -> tuple[str, str]:
 
 
 def _deformed(measured: Sequence[Measured], count: int, built_in: bool) -> list[Crystal]:
-    """Crystals to deform: small ones that have an answer, the built-in ones by name; of large ones only the
-    smallest."""
+    """Crystals to deform: small ones that have an answer, the built-in ones by name. Of a larger one the
+    atoms that jitter make a hundred classes of lattice frames, and a quarter of an hour."""
     good = [m.crystal for m in measured if isinstance(m.answer, Answer)]
     if built_in:
         return [c for c in good if c.name in _PATH_NAMES][:count]
     chosen: list[Crystal] = []
-    large: list[tuple[int, Crystal]] = []
     for crystal in good:
         if len(chosen) == count:
             break
         smaller = changes.primitive(crystal) if len(crystal) > MOST_PATH_ATOMS else None
-        size = len(crystal if smaller is None else smaller[0])
-        if size <= MOST_PATH_ATOMS:
+        if len(crystal if smaller is None else smaller[0]) <= MOST_PATH_ATOMS:
             chosen.append(crystal)
-        else:
-            large.append((size, crystal))
-    if chosen or not count or not large:
-        return chosen
-    size, smallest = min(large, key=lambda found: found[0])
-    return [smallest] if size <= MOST_LARGE_ATOMS else []
+    return chosen
 
 
 class _Machine:
