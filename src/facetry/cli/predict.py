@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -108,28 +109,22 @@ def predict(
         items = Relaxer(relax, batch_size, place).items(items)
     results = predictions(network, items, batch_size, place, one_frame)
     try:
-        for group in groups(results):
-            rows = [p.row() for p in group]
-            if table is not None:
-                table.write(rows)
-            printer.write(rows)
-            for prediction in group:
-                count[prediction.status] = count.get(prediction.status, 0) + 1
-            progress.step(len(group))
-    except BaseException as error:
-        if table is not None:
-            table.__exit__(*sys.exc_info())
-            if isinstance(error, KeyboardInterrupt):
-                raise Stopped(
-                    f"stopped; {sum(count.values())} finished rows are in {table.growing}; "
-                    "the same command with --resume goes on"
-                ) from None
-        raise
-    finally:
-        results.close()
-        progress.close()
-    if table is not None:
-        table.close()
+        with closing(results), closing(progress), table or nullcontext():
+            for group in groups(results):
+                rows = [p.row() for p in group]
+                if table is not None:
+                    table.write(rows)
+                printer.write(rows)
+                for prediction in group:
+                    count[prediction.status] = count.get(prediction.status, 0) + 1
+                progress.step(len(group))
+    except KeyboardInterrupt:
+        if table is None:
+            raise
+        raise Stopped(
+            f"stopped; {sum(count.values())} finished rows are in {table.growing}; "
+            "the same command with --resume goes on"
+        ) from None
     printer.close()
     where = f"; {out}" if out is not None else ""
     print(f"{tally(count)}{where}", file=sys.stderr)

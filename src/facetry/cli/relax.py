@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,23 +88,17 @@ def relax(
     progress = Progress("relaxed")
     table = TableWriter(out / TABLE, COLUMNS)
     try:
-        for group in groups(results):
-            for result in group:
-                files.write(result)
-                count[result.status] = count.get(result.status, 0) + 1
-            rows = [result.row() for result in group]
-            table.write(rows)
-            printer.write(rows)
-            progress.step(len(group))
-    except BaseException as error:
-        table.__exit__(*sys.exc_info())
-        if isinstance(error, KeyboardInterrupt):
-            raise Stopped(f"stopped; {table.rows} finished rows are in {table.growing}") from None
-        raise
-    finally:
-        results.close()
-        progress.close()
-    table.close()
+        with closing(results), closing(progress), table:
+            for group in groups(results):
+                for result in group:
+                    files.write(result)
+                    count[result.status] = count.get(result.status, 0) + 1
+                rows = [result.row() for result in group]
+                table.write(rows)
+                printer.write(rows)
+                progress.step(len(group))
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; {table.rows} finished rows are in {table.growing}") from None
     printer.close()
     print(f"{tally(count)}; {out}/: {TABLE}, structures{', trajectories' * trajectory}", file=sys.stderr)
     return OK if set(count) == {"ok"} else SOME_FAILED

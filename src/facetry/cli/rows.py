@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from facetry.cli.common import (
-    text_table,
-)
+from facetry.cli.common import text_table
 
 
 def tally(count: dict[str, int]) -> str:
