@@ -6,6 +6,7 @@ A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; tests/docs
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 import tomllib
@@ -268,6 +269,21 @@ def not_at_hand() -> str:
     return "\n".join(f"- {paper}: {'; '.join(reasons)}." for paper, reasons in missing().items())
 
 
+def distorted() -> str:
+    """What jumps do to predictions, from the receipt of `python -m benchmarks.distorted`."""
+    receipt = json.loads(
+        (DOCS.parent / "benchmarks" / "distorted" / "perov5.json").read_text(encoding="utf-8")
+    )
+    lines = [
+        "| | at rest | t = 0.001 Å | t = 0.01 Å | t = 0.02 Å | moves at 0.01 Å: median, 90 %, most |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, row in receipt["models"].items():
+        errors = " | ".join(f"{row['error'][t]:.4f}" for t in ("0", "0.001", "0.01", "0.02"))
+        lines.append(f"| {title} | {errors} | {', '.join(f'{v:.4f}' for v in row['moved']['0.01'])} |")
+    return "\n".join(lines)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -291,6 +307,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "audit_baselines": audit_baselines,
     "published_rows": published_rows,
     "not_at_hand": not_at_hand,
+    "distorted": distorted,
 }
 
 

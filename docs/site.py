@@ -90,7 +90,7 @@ def verbs() -> list[str]:
     """Where the functions and classes at the top of the package are defined."""
     import facetry
 
-    return [f"{getattr(facetry, name).__module__}.{name}" for name in facetry._WHERE]
+    return [f"{getattr(facetry, name).__module__}.{name}" for name in facetry.__all__ if name[0] != "_"]
 
 
 def commands() -> str:
